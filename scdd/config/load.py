@@ -1,0 +1,174 @@
+"""Configurations from YAML, presets and `--set key=value`, with errors that name the key."""
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from scdd.config.posttrain import PosttrainConfig
+from scdd.config.run import RunConfig
+from scdd.errors import ConfigError
+
+DEFAULT_PRESET = "digits"
+
+
+def presets_dir() -> Path:
+    """Folder of the presets: inside an installed wheel, else `configs/` beside the package."""
+    package = Path(__file__).resolve().parents[1]
+    shipped = package / "presets"
+    return shipped if shipped.is_dir() else package.parent / "configs"
+
+
+def preset_names() -> list[str]:
+    """Names that `load_config` takes in place of a path."""
+    return sorted(path.stem for path in presets_dir().glob("*.yaml"))
+
+
+def find_config(source: str | None) -> Path:
+    """Path of a YAML file or preset; None means the default preset.
+
+    Raises:
+        ConfigError: if it is neither.
+    """
+    name = source or DEFAULT_PRESET
+    if name in preset_names():
+        return presets_dir() / f"{name}.yaml"
+    path = Path(name)
+    if path.is_file():
+        return path
+    if path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
+        raise ConfigError(f"{name}: no such configuration file")
+    raise ConfigError(
+        f"unknown preset '{name}'{_did_you_mean(name, preset_names())}; "
+        f"presets: {', '.join(preset_names())}"
+    )
+
+
+def load_config(source: str | None, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read a YAML file or preset, apply `key=value` overrides, check every key.
+
+    Args:
+        source: path or preset name; None for the default preset.
+        overrides: dotted keys with YAML values, such as `recover.iterations=500`.
+
+    Raises:
+        ConfigError: with file, key, what was found and what is allowed.
+    """
+    path = find_config(source)
+    settings = read_yaml(path)
+    where = path.name
+    check(settings, where)
+    for override in overrides:
+        _apply(settings, override)
+        check(settings, f"--set {override}")
+    return RunConfig.model_validate(settings)
+
+
+def read_run_config(run: Path) -> RunConfig | None:
+    """The configuration of the run directory `run`, or None if it is not one."""
+    path = run / "config.yaml"
+    return check(read_yaml(path), str(path)) if path.is_file() else None
+
+
+def posttrain_config(base: PosttrainConfig | None, overrides: Sequence[str]) -> PosttrainConfig:
+    """Training settings for a file: those of its run, or the defaults, with `key=value` changes.
+
+    Raises:
+        ConfigError: as `load_config` does.
+    """
+    settings = {"posttrain": base.model_dump() if base else {}}
+    for override in overrides:
+        _apply(settings, f"posttrain.{override}")
+        check(settings, f"--set {override}")
+    return check(settings, "posttrain").posttrain
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a YAML mapping.
+
+    Raises:
+        ConfigError: if it cannot be read, is not YAML, or is not a mapping.
+    """
+    try:
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read ({error})") from error
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = f", line {mark.line + 1}" if mark else ""
+        raise ConfigError(f"{path}{line}: is not valid YAML: {error.problem}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: is not valid YAML: {error}") from error
+    if not isinstance(settings, dict):
+        found = "an empty file" if settings is None else type(settings).__name__
+        raise ConfigError(f"{path}: wants a mapping of sections, found {found}")
+    return settings
+
+
+def check(settings: dict[str, Any], where: str) -> RunConfig:
+    """Validate settings; `where` opens the sentence of an error.
+
+    Raises:
+        ConfigError: about the first key that is unknown or has a wrong value.
+    """
+    try:
+        return RunConfig.model_validate(settings)
+    except ValidationError as error:
+        raise ConfigError(f"{where}: {_sentence(error)}") from None
+
+
+def _apply(settings: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"--set {override}: wants key=value, such as recover.iterations=500")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {override}: the value is not valid YAML") from error
+    *sections, last = key.split(".")
+    place = settings
+    for section in sections:
+        if place.get(section) is None:
+            place[section] = {}
+        place = place[section]
+        if not isinstance(place, dict):
+            raise ConfigError(f"--set {override}: {section} is a value, not a section")
+    place[last] = value
+
+
+def _sentence(error: ValidationError) -> str:
+    first = error.errors()[0]
+    location = [str(part) for part in first["loc"]]
+    key = ".".join(location)
+    if first["type"] == "extra_forbidden":
+        *parents, name = location
+        known = list(_section(parents).model_fields)
+        inside = f"{'.'.join(parents)}: " if parents else ""
+        return (
+            f"{inside}unknown key '{name}'{_did_you_mean(name, known)}; known: {', '.join(known)}"
+        )
+    message = first["msg"].removeprefix("Value error, ")
+    message = message[:1].lower() + message[1:]
+    if first["type"] == "value_error":
+        return f"{key}: {message}" if key else message
+    return f"{key}: {message}, found {first['input']!r}"
+
+
+def _section(path: Sequence[str]) -> type[BaseModel]:
+    """The model of a nested section."""
+    model: type[BaseModel] = RunConfig
+    for name in path:
+        annotation = model.model_fields[name].annotation if name in model.model_fields else None
+        candidates = [annotation, *getattr(annotation, "__args__", ())]
+        model = next(
+            (c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), model
+        )
+    return model
+
+
+def _did_you_mean(name: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    return f", did you mean '{close[0]}'?" if close else ""

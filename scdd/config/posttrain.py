@@ -1,0 +1,37 @@
+"""Post-train: students on the distilled images and stored labels."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+
+from scdd.config.section import Probability, Section
+
+
+class PosttrainConfig(Section):
+    """Training of one student per arm, kind of label and seed."""
+
+    arch: str = "resnet8"
+    """Student; `scdd.models` lists the names."""
+    epochs: PositiveInt = 300
+    batch: Annotated[int, Field(ge=2)] = 64
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    lr: PositiveFloat = 1e-3
+    momentum: Probability = 0.9
+    """Momentum of SGD."""
+    weight_decay: NonNegativeFloat = 0.01
+    decay: Literal["all", "matrices"] = "matrices"
+    """Parameters that decay: all, or those with two axes and more (no bias, no BatchNorm)."""
+    stretch: PositiveFloat = 1.0
+    """Cosine over `stretch * epochs`: above 1 the rate does not reach 0 ("smoothed" schedule)."""
+    schedule: Literal["step", "epoch"] = "step"
+    """How often the rate is set."""
+    warmup_epochs: NonNegativeInt = 0
+    temperature: PositiveFloat = 20.0
+    """Softens both sides of the KL divergence; no effect on hard labels."""
+    scale_loss: bool = False
+    """Multiply the KL loss by temperature**2 (needed with SGD)."""
+    labels: tuple[Literal["soft", "hard"], ...] = Field(("soft", "hard"), min_length=1)
+    seeds: PositiveInt = 1
+    """Students per row of the table."""
+    evaluate_every: NonNegativeInt = 0
+    """Epochs between evaluations in metrics.jsonl; 0: the last epoch only. Scores use the last."""

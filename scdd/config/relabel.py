@@ -1,0 +1,31 @@
+"""Relabel: stored views of the images and the teacher's logits on them."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+
+from scdd.config.section import Range, Section
+
+
+class RelabelConfig(Section):
+    """Views [V] of every image, and one soft label per view."""
+
+    views: PositiveInt = 100
+    """Views stored; an epoch of post-training uses one of them, in turn."""
+    crop: Literal["none", "resized", "padded"] = "resized"
+    """Random resized crop, or a shifted window of the zero-padded image."""
+    crop_scale: Range = (0.08, 1.0)
+    """Area of the resized crop as a share of the image."""
+    padding: NonNegativeInt = 4
+    """Pixels of zero padding for `crop: padded`."""
+    flip: bool = True
+    """Flip with probability 1/2; false where left and right differ in meaning."""
+    mix: Literal["none", "mixup", "cutmix"] = "none"
+    mix_alpha: PositiveFloat = 1.0
+    """lambda ~ Beta(mix_alpha, mix_alpha), drawn per image."""
+    teacher_bn: Literal["running", "batch"] = "running"
+    """BatchNorm of the teacher while labelling: stored statistics, or those of the group."""
+    group: Annotated[int, Field(ge=2)] = 25
+    """Images labelled, and later trained on, together when `teacher_bn` is batch."""
+    codec: Literal["full"] = "full"
+    """How soft labels are stored; full: float16 logits."""

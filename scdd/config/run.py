@@ -1,0 +1,38 @@
+"""The whole configuration of one `scdd distill` run."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
+
+from scdd.config.dataset import DatasetConfig
+from scdd.config.posttrain import PosttrainConfig
+from scdd.config.probe import ProbeConfig
+from scdd.config.recover import RecoverConfig
+from scdd.config.relabel import RelabelConfig
+from scdd.config.section import Section
+from scdd.config.squeeze import SqueezeConfig
+
+
+class RunConfig(Section):
+    """What is distilled, by which method, with which settings per step."""
+
+    summary: str = ""
+    """One line for `scdd presets`."""
+    method: Literal["scdd"] = "scdd"
+    recipe: Literal["paper", "best", "custom"] = "custom"
+    """paper: SC-DD as published; best: what the field has learnt since; custom: your own settings."""
+    seed: NonNegativeInt = 0
+    ipc: PositiveInt = 10
+    """Images per class."""
+    checkpoint_minutes: NonNegativeFloat = 5.0
+    """Longest work lost to a kill; 0: a checkpoint after every step of training (slow)."""
+    threads: Annotated[int, Field(ge=1)] | None = None
+    """CPU threads; not given: as many as torch takes. Part of what makes a run repeatable."""
+    dataset: DatasetConfig = DatasetConfig()
+    squeeze: SqueezeConfig = SqueezeConfig()
+    probe: ProbeConfig = ProbeConfig()
+    recover: RecoverConfig = RecoverConfig()
+    relabel: RelabelConfig = RelabelConfig()
+    recover_real: RecoverConfig | None = None
+    """A second arm whose images start from real ones; not given: no such arm."""
+    posttrain: PosttrainConfig = PosttrainConfig()

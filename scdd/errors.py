@@ -1,0 +1,25 @@
+"""What can go wrong for a user, by who can mend it: their input (UserError) or the run (RunError)."""
+
+
+class UserError(Exception):
+    """Something the user gave cannot be used; the message says where, what was found, what to do."""
+
+
+class ConfigError(UserError):
+    """A configuration file, a `--set` or an option is wrong."""
+
+
+class DataError(UserError):
+    """An image folder or dataset cannot be used."""
+
+
+class FormatError(UserError):
+    """A distilled file cannot be read."""
+
+
+class CheckpointError(UserError):
+    """A weights file cannot be used."""
+
+
+class RunError(Exception):
+    """The run cannot go on (divergence, disk or memory full); what is finished stays usable."""

@@ -1,0 +1,33 @@
+"""Every random draw takes a generator made here from what it is for, so no draw depends on history."""
+
+import contextlib
+import hashlib
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+
+def generator(
+    seed: int, purpose: str, *index: int, device: str | torch.device = "cpu"
+) -> torch.Generator:
+    """Return a `torch.Generator` that depends on all arguments and on nothing else.
+
+    The arguments are hashed (numpy's SeedSequence), never added, so neighbouring seeds and
+    indices give unrelated streams.
+    """
+    word = int.from_bytes(hashlib.sha256(purpose.encode()).digest()[:8], "little")
+    entropy = np.random.SeedSequence([seed, word, *index]).generate_state(1, np.uint64)[0]
+    return torch.Generator(device=device).manual_seed(int(entropy) & (2**63 - 1))
+
+
+@contextlib.contextmanager
+def seeded(seed: int, purpose: str, *index: int) -> Iterator[None]:
+    """Seed torch's global generators inside the block, for code that draws from them.
+
+    That is weight initialisation and dropout. The state before is restored.
+    """
+    draw = generator(seed, purpose, *index)
+    with torch.random.fork_rng():
+        torch.manual_seed(draw.initial_seed())
+        yield
