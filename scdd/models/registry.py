@@ -1,0 +1,192 @@
+"""The table of architectures, and `create_model`, which builds one for an image size."""
+
+import difflib
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+from torch import nn
+
+from scdd.errors import ConfigError
+from scdd.models.small_resnet import small_resnet
+from scdd.models.stems import Downsampling, adapt
+from scdd.models.vgg import VGG, VGG11
+from scdd.models.vit import vit_tiny
+
+MIN_IMAGE_SIZE = 8
+"""Pixels."""
+
+Build = Callable[[int, int], tuple[nn.Module, tuple[str, ...]]]
+"""(num_classes, image_size) to a net and the changes that its builder made to the geometry."""
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """How to build a net, where its classifier is, and where it halves the map."""
+
+    build: Build
+    head: str
+    """Path of the classifier, one nn.Linear."""
+    rule: str = "kept"
+    """Key of `stems.LEADING_DROPS`."""
+    downsamplings: tuple[Downsampling, ...] = ()
+    """In the order of the forward pass."""
+
+
+def create_model(arch: str, num_classes: int, image_size: int) -> nn.Module:
+    """Build `arch`, randomly initialised, for images [B, 3, image_size, image_size].
+
+    With `num_classes` 0 the classifier is an Identity and the net returns features
+    [B, feature_dim]; all other state-dict keys are the same. The net has the plain attributes
+
+    * arch, num_classes, image_size: the arguments;
+    * stem: every change of the stock geometry in words, or "stock";
+    * feature_dim: inputs of the classifier;
+    * head: path of the classifier, one nn.Linear, so that its state-dict keys are
+      `<head>.weight` and `<head>.bias`.
+
+    Raises:
+        ConfigError: if the name is unknown or the net cannot work at this image size.
+        ValueError: if `num_classes` is negative.
+    """
+    if num_classes < 0:
+        raise ValueError(f"create_model: num_classes is {num_classes}; it must be 0 or more")
+    spec = _look_up(arch)
+    if image_size < MIN_IMAGE_SIZE:
+        raise ConfigError(
+            f"{arch}: an image size of {image_size} px is too small; "
+            f"choose {MIN_IMAGE_SIZE} px or more"
+        )
+    # A linear layer without outputs cannot be initialised, so a backbone starts with one output.
+    model, changes = spec.build(max(num_classes, 1), image_size)
+    changes += adapt(model, spec.downsamplings, spec.rule, image_size)
+    classifier = model.get_submodule(spec.head)
+    assert isinstance(classifier, nn.Linear)
+    if num_classes == 0:
+        model.set_submodule(spec.head, nn.Identity())
+    facts = {
+        "arch": arch,
+        "num_classes": num_classes,
+        "image_size": image_size,
+        "stem": ", ".join(changes) or "stock",
+        "feature_dim": classifier.in_features,
+        "head": spec.head,
+    }
+    for name, value in facts.items():
+        setattr(model, name, value)
+    return model
+
+
+def list_models() -> list[str]:
+    """Names that `create_model` knows, in alphabetical order."""
+    return sorted(ARCHITECTURES)
+
+
+def _look_up(arch: str) -> Architecture:
+    if arch in ARCHITECTURES:
+        return ARCHITECTURES[arch]
+    close = difflib.get_close_matches(arch, list_models())
+    hint = f"did you mean {' or '.join(map(repr, close))}? " if close else ""
+    raise ConfigError(
+        f"unknown architecture {arch!r}; {hint}choose one of: {', '.join(list_models())}"
+    )
+
+
+# Builders. torchvision is imported inside, since the small nets do without it.
+
+
+def _torchvision(name: str, num_classes: int, image_size: int) -> tuple[nn.Module, tuple[str, ...]]:
+    from torchvision.models import get_model
+
+    return get_model(name, weights=None, num_classes=num_classes), ()
+
+
+def _regnet(name: str, num_classes: int, image_size: int) -> tuple[nn.Module, tuple[str, ...]]:
+    """As children `backbone` and `fc`: torchvision's own child `stem` would hide our attribute.
+
+    torchvision computes the widths with tensors, so this cannot run under the meta device.
+    """
+    backbone, changes = _torchvision(name, num_classes, image_size)
+    fc = backbone.get_submodule("fc")
+    backbone.set_submodule("fc", nn.Identity())
+    return nn.Sequential(OrderedDict(backbone=backbone, fc=fc)), changes
+
+
+def _squeezenet(num_classes: int, image_size: int) -> tuple[nn.Module, tuple[str, ...]]:
+    """With a linear layer after the pool, where stock has a 1x1 convolution and ReLU before it."""
+    model, _ = _torchvision("squeezenet1_0", num_classes, image_size)
+    linear = nn.Linear(512, num_classes)
+    nn.init.normal_(linear.weight, std=0.01)
+    nn.init.zeros_(linear.bias)
+    head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(0.5), linear)
+    model.set_submodule("classifier", head)
+    return model, ("linear classifier after the pool",)
+
+
+def _vgg11(num_classes: int, image_size: int) -> tuple[nn.Module, tuple[str, ...]]:
+    return VGG(VGG11, num_classes), ()
+
+
+def _small_resnet(
+    depth: int, factor: int, num_classes: int, image_size: int
+) -> tuple[nn.Module, tuple[str, ...]]:
+    return small_resnet(depth, factor, num_classes), ()
+
+
+# Places where the map is halved, in the order of the forward pass.
+
+
+def _stages(path: str, numbers: range) -> tuple[Downsampling, ...]:
+    return tuple(Downsampling(f"{path}{n}", f"stage {n} stride 1") for n in numbers)
+
+
+_STEM_CONV = "conv 3x3 stride 1"
+_CONV_AND_POOL = (Downsampling("conv1", _STEM_CONV), Downsampling("maxpool", "no max-pool"))
+_RESNET = _CONV_AND_POOL + _stages("layer", range(2, 5))
+_SHUFFLENET = _CONV_AND_POOL + _stages("stage", range(2, 5))
+_SMALL_RESNET = _stages("layer", range(2, 4))
+_REGNET = (
+    Downsampling("backbone.stem", _STEM_CONV),
+    *_stages("backbone.trunk_output.block", range(1, 5)),
+)
+_MOBILENET = (
+    Downsampling("features.0", _STEM_CONV),
+    *(Downsampling(f"features.{n}", f"block {n} stride 1") for n in (2, 4, 7, 13)),
+)
+_SQUEEZENET = (
+    Downsampling("features.0", _STEM_CONV),
+    *(Downsampling(f"features.{at}", f"pool {n} dropped") for n, at in enumerate((2, 6, 11), 1)),
+)
+_VGG11 = tuple(
+    Downsampling(f"features.{at}", f"pool {n} dropped")
+    for n, at in enumerate((3, 7, 14, 21, 28), 1)
+)
+
+ARCHITECTURES: dict[str, Architecture] = {
+    **{
+        f"resnet{depth}": Architecture(
+            partial(_torchvision, f"resnet{depth}"), "fc", "resnet", _RESNET
+        )
+        for depth in (18, 50, 101)
+    },
+    **{
+        f"resnet{depth}{'' if factor == 1 else f'x{factor}'}": Architecture(
+            partial(_small_resnet, depth, factor), "fc", "kept", _SMALL_RESNET
+        )
+        for depth, factor in ((8, 1), (8, 2), (8, 4), (14, 1), (20, 1))
+    },
+    **{
+        name: Architecture(partial(_regnet, name), "fc", "mobile", _REGNET)
+        for name in ("regnet_x_400mf", "regnet_x_8gf")
+    },
+    "mobilenet_v3_large": Architecture(
+        partial(_torchvision, "mobilenet_v3_large"), "classifier.3", "mobile", _MOBILENET
+    ),
+    "shufflenet_v2_x0_5": Architecture(
+        partial(_torchvision, "shufflenet_v2_x0_5"), "fc", "mobile", _SHUFFLENET
+    ),
+    "squeezenet1_0": Architecture(_squeezenet, "classifier.3", "mobile", _SQUEEZENET),
+    "vgg11": Architecture(_vgg11, "classifier", "kept", _VGG11),
+    "vit_tiny": Architecture(vit_tiny, "fc"),
+}

@@ -1,0 +1,108 @@
+"""Adaptation of convolutional nets to the image size: which downsamplings go, and how.
+
+A net made for 224 px halves the map five times. On small images the first halvings are dropped
+(the usual stem for 32 px images: a 3x3 convolution with stride 1 and no max-pool), which keeps
+the last map at 4x4 to 8x8. Then any net whose last map would still fall below 2x2 loses its last
+halvings, one by one.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from torch import nn
+
+# How many leading downsamplings go, by image size in pixels: the first row whose bound is not
+# exceeded holds, and above the last row the stem is stock. ResNets keep the usual 8x8 map at
+# 64 px; the others have a 4x4 map there, at a quarter of the cost.
+LEADING_DROPS: dict[str, tuple[tuple[int, int], ...]] = {
+    "resnet": ((64, 2), (127, 1)),
+    "mobile": ((63, 2), (127, 1)),
+    "kept": (),
+}
+
+MIN_LAST_MAP = 2
+"""Smallest side of the last feature map, in pixels."""
+
+
+class Downsampling(NamedTuple):
+    """One halving of the feature map."""
+
+    at: str
+    """Path of the pool, the convolution, or the block whose parallel branches are strided."""
+    dropped: str
+    """What `stem` says when it is dropped."""
+
+
+def adapt(
+    model: nn.Module, downsamplings: Sequence[Downsampling], rule: str, image_size: int
+) -> tuple[str, ...]:
+    """Drop downsamplings of `model`, in place, as `image_size` asks; return what was dropped.
+
+    `downsamplings` are in the order of the forward pass and `rule` is a key of `LEADING_DROPS`.
+    """
+    leading = next((n for bound, n in LEADING_DROPS[rule] if image_size <= bound), 0)
+    keep = list(downsamplings[leading:])
+    for item in downsamplings[:leading]:
+        _drop(model, item.at)
+    while keep and last_map(model, keep, image_size) < MIN_LAST_MAP:
+        _drop(model, keep.pop().at)
+    return tuple(item.dropped for item in downsamplings if item not in keep)
+
+
+def last_map(model: nn.Module, downsamplings: Sequence[Downsampling], image_size: int) -> int:
+    """Side of the last feature map, in pixels, when only `downsamplings` change the size."""
+    side = image_size
+    for item in downsamplings:
+        # Parallel branches agree, or the net would not run: the first one speaks for all.
+        _, module = _strided(model, item.at)[0]
+        side = _output_side(module, side)
+    return side
+
+
+def _strided(model: nn.Module, at: str) -> list[tuple[str, nn.Conv2d | nn.MaxPool2d]]:
+    found = [
+        (name, module)
+        for name, module in model.get_submodule(at).named_modules(prefix=at)
+        if isinstance(module, nn.Conv2d | nn.MaxPool2d) and _pair(module.stride) != (1, 1)
+    ]
+    assert found, f"nothing is strided at {at}"
+    return found
+
+
+def _drop(model: nn.Module, at: str) -> None:
+    for name, module in _strided(model, at):
+        if isinstance(module, nn.MaxPool2d):
+            model.set_submodule(name, nn.Identity())
+        elif module.kernel_size == (7, 7):
+            model.set_submodule(name, _narrowed(module))
+        else:
+            module.stride = (1, 1)
+
+
+def _narrowed(conv: nn.Conv2d) -> nn.Conv2d:
+    """A 3x3 convolution, stride 1, in place of a fresh 7x7 one."""
+    has_bias = conv.bias is not None
+    small = nn.Conv2d(conv.in_channels, conv.out_channels, 3, padding=1, bias=has_bias)
+    # Every initialisation here scales with 1 / kernel side, so the scaled centre of the 7x7
+    # weights is distributed as fresh 3x3 weights, whichever scheme the net uses.
+    small.weight.data = conv.weight.data[:, :, 2:5, 2:5] * (7 / 3)
+    small.bias = conv.bias
+    return small
+
+
+def _output_side(module: nn.Conv2d | nn.MaxPool2d, side: int) -> int:
+    def first(value: int | str | tuple[int, ...]) -> int:
+        assert not isinstance(value, str)
+        return _pair(value)[0]
+
+    kernel, stride, padding = map(first, (module.kernel_size, module.stride, module.padding))
+    room = side + 2 * padding - first(module.dilation) * (kernel - 1) - 1
+    if isinstance(module, nn.MaxPool2d) and module.ceil_mode:
+        steps = -(-room // stride)
+        # A window that starts beyond the left padding and the map does not count.
+        return steps + 1 if steps * stride < side + padding else steps
+    return room // stride + 1
+
+
+def _pair(value: int | tuple[int, ...]) -> tuple[int, ...]:
+    return (value, value) if isinstance(value, int) else value

@@ -1,0 +1,55 @@
+"""ViT-Tiny (timm's vit_tiny_patch16_224) with a patch size that suits the image size."""
+
+from collections import OrderedDict
+
+from torch import nn
+
+from scdd.errors import ConfigError
+
+STOCK_SIZE, STOCK_PATCH, WIDTH = 224, 16, 192
+
+
+def patch_size(image_size: int) -> int:
+    """Side of the square patches, in pixels, for square images of `image_size` pixels.
+
+    Among the divisors of the size the one whose tokens come closest to 8x8, or from 224 px up
+    to patches of 16 px; between two equally close the one with more tokens.
+
+    Raises:
+        ConfigError: if every divisor gives less than half or more than twice that many tokens
+            a side, as for primes.
+    """
+    wanted = 8 if image_size < STOCK_SIZE else image_size / STOCK_PATCH
+    sides = [n for n in range(1, image_size + 1) if image_size % n == 0]
+    sides = [n for n in sides if wanted / 2 <= n <= wanted * 2]
+    if not sides:
+        raise ConfigError(
+            f"vit_tiny: {image_size} px does not divide into about {wanted:.0f}x{wanted:.0f} equal "
+            f"patches; choose an image size that is a multiple of {8 if wanted == 8 else 16}"
+        )
+    return image_size // min(sides, key=lambda n: (abs(n - wanted), -n))
+
+
+def vit_tiny(num_classes: int, image_size: int) -> tuple[nn.Module, tuple[str, ...]]:
+    """Build the net and say how its geometry differs from stock; images [B, 3, size, size].
+
+    The transformer is the child `backbone` and the classifier the child `fc`, because timm's own
+    name of the classifier, `head`, is a plain attribute of every net of `create_model`.
+    """
+    patch = patch_size(image_size)
+    from timm.models import create_model  # takes a second to import; only this net needs it
+
+    backbone = create_model(
+        "vit_tiny_patch16_224",
+        pretrained=False,
+        img_size=image_size,
+        patch_size=patch,
+        num_classes=0,
+    )
+    fc = nn.Linear(WIDTH, num_classes)
+    nn.init.trunc_normal_(fc.weight, std=0.02)
+    nn.init.zeros_(fc.bias)
+    tokens = image_size // patch
+    stock = (image_size, patch) == (STOCK_SIZE, STOCK_PATCH)
+    changes = () if stock else (f"patch {patch}, {tokens}x{tokens} tokens",)
+    return nn.Sequential(OrderedDict(backbone=backbone, fc=fc)), changes

@@ -1,0 +1,152 @@
+"""The adaptation to the image size: what is dropped, and the map that remains."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from scdd.errors import ConfigError
+from scdd.models import create_model, list_models
+from scdd.models.registry import ARCHITECTURES
+from scdd.models.stems import LEADING_DROPS, Downsampling, adapt, last_map
+from scdd.models.vit import patch_size
+
+HEAVY = {"resnet50", "resnet101", "regnet_x_8gf"}
+CONVOLUTIONAL = [arch for arch in list_models() if arch != "vit_tiny"]
+
+STEMS = {
+    ("resnet18", 16): "conv 3x3 stride 1, no max-pool",
+    ("resnet18", 32): "conv 3x3 stride 1, no max-pool",
+    ("resnet50", 64): "conv 3x3 stride 1, no max-pool",
+    ("resnet18", 96): "conv 3x3 stride 1",
+    ("resnet18", 128): "stock",
+    ("resnet101", 224): "stock",
+    ("resnet18", 8): "conv 3x3 stride 1, no max-pool, stage 4 stride 1",
+    ("regnet_x_8gf", 32): "conv 3x3 stride 1, stage 1 stride 1",
+    ("regnet_x_8gf", 64): "conv 3x3 stride 1",
+    ("mobilenet_v3_large", 32): "conv 3x3 stride 1, block 2 stride 1",
+    ("mobilenet_v3_large", 64): "conv 3x3 stride 1",
+    ("shufflenet_v2_x0_5", 32): "conv 3x3 stride 1, no max-pool",
+    ("shufflenet_v2_x0_5", 64): "conv 3x3 stride 1",
+    ("squeezenet1_0", 32): "linear classifier after the pool, conv 3x3 stride 1, pool 1 dropped",
+    ("squeezenet1_0", 224): "linear classifier after the pool",
+    ("vgg11", 16): "pool 4 dropped, pool 5 dropped",
+    ("vgg11", 32): "pool 5 dropped",
+    ("vgg11", 64): "stock",
+    ("vit_tiny", 32): "patch 4, 8x8 tokens",
+    ("vit_tiny", 64): "patch 8, 8x8 tokens",
+    ("vit_tiny", 224): "stock",
+    ("vit_tiny", 256): "patch 16, 16x16 tokens",
+    ("resnet8", 8): "stock",
+    ("resnet8x2", 32): "stock",
+}
+
+
+def build(arch: str, size: int) -> Any:
+    if arch.startswith("regnet"):  # torchvision cannot build it on meta
+        return create_model(arch, 10, size).to("meta")
+    with torch.device("meta"):
+        return create_model(arch, 10, size)
+
+
+def seen_last_map(model: nn.Module, size: int) -> int:
+    """Side of the last map before the global pool, as seen by hooks in a forward pass."""
+    sides: list[int] = []
+
+    def note(module: nn.Module, inputs: tuple, output: torch.Tensor) -> None:
+        if output.dim() == 4 and not isinstance(module, nn.AdaptiveAvgPool2d):
+            assert output.shape[2] == output.shape[3]
+            sides.append(output.shape[2])
+
+    for module in model.modules():
+        module.register_forward_hook(note)
+    model.train()(torch.empty(2, 3, size, size, device="meta"))
+    return sides[-1]
+
+
+@pytest.mark.parametrize(("arch", "size"), STEMS)
+def test_the_stem_says_what_was_changed(arch, size):
+    assert build(arch, size).stem == STEMS[arch, size]
+
+
+@pytest.mark.parametrize("arch", CONVOLUTIONAL)
+def test_the_last_map_is_at_least_2x2_at_every_size(arch):
+    odd = () if arch in HEAVY else (8, 13, 31, 47, 63, 65, 127)
+    for size in (16, 32, 64, 224, *odd):
+        assert seen_last_map(build(arch, size), size) >= 2
+
+
+@pytest.mark.parametrize("arch", CONVOLUTIONAL)
+def test_no_more_is_dropped_at_the_end_than_needed(arch):
+    spec = ARCHITECTURES[arch]
+    for size in (8, 16, 24, 32) if arch not in HEAVY else (8,):
+        model = build(arch, size)
+        leading = next((n for bound, n in LEADING_DROPS[spec.rule] if size <= bound), 0)
+        if any(item.dropped in model.stem for item in spec.downsamplings[leading:]):
+            # With one more halving the map would be 1x1.
+            assert seen_last_map(model, size) <= 3
+
+
+@pytest.mark.parametrize("arch", [a for a in CONVOLUTIONAL if a not in HEAVY])
+def test_the_last_map_by_arithmetic_is_the_one_seen(arch):
+    spec = ARCHITECTURES[arch]
+    for size in (33, 101, 130):
+        model = build(arch, size)
+        keep = [item for item in spec.downsamplings if item.dropped not in model.stem.split(", ")]
+        assert last_map(model, keep, size) == seen_last_map(model, size)
+
+
+@pytest.mark.parametrize("ceil_mode", [False, True])
+@pytest.mark.parametrize(
+    ("kernel", "stride", "padding"), [(2, 2, 0), (3, 2, 0), (3, 2, 1), (2, 3, 1)]
+)
+def test_the_arithmetic_of_pools_is_that_of_torch(kernel, stride, padding, ceil_mode):
+    pool = nn.Sequential(nn.MaxPool2d(kernel, stride, padding, ceil_mode=ceil_mode))
+    for side in range(3, 40):
+        expected = pool(torch.zeros(1, 1, side, side)).shape[-1]
+        assert last_map(pool, [Downsampling("0", "")], side) == expected
+
+
+@pytest.mark.parametrize(("arch", "fan"), [("resnet18", 64 * 9), ("squeezenet1_0", 3 * 9)])
+def test_a_replaced_7x7_convolution_is_initialised_as_a_fresh_3x3_one(arch, fan):
+    torch.manual_seed(0)
+    conv = next(m for m in create_model(arch, 10, 32).modules() if isinstance(m, nn.Conv2d))
+    assert conv.kernel_size == (3, 3) and conv.stride == (1, 1) and conv.padding == (1, 1)
+    assert conv.weight.requires_grad
+    assert conv.weight.std().item() == pytest.approx(math.sqrt(2 / fan), rel=0.06)
+
+
+def test_any_net_can_be_adapted_by_naming_where_it_halves_the_map():
+    halvings = [nn.Conv2d(3, 3, 3, 2, 1), nn.MaxPool2d(2), nn.Conv2d(3, 3, 3, 2, 1)]
+    net = nn.Sequential(*halvings)
+    places = [Downsampling(str(n), f"{n} dropped") for n in range(3)]
+    assert adapt(net, places, "kept", image_size=8) == ("2 dropped",)
+    assert net(torch.zeros(1, 3, 8, 8)).shape == (1, 3, 2, 2)
+
+
+def test_vit_patches_divide_the_image_into_8x8_tokens_where_they_can():
+    for size in range(8, 224):
+        sides = [n for n in range(4, 17) if size % n == 0]
+        if not sides:
+            with pytest.raises(ConfigError, match=f"vit_tiny: {size} px .* multiple of 8"):
+                patch_size(size)
+            continue
+        tokens = size // patch_size(size)
+        assert size % patch_size(size) == 0
+        assert abs(tokens - 8) == min(abs(n - 8) for n in sides)
+    assert [patch_size(size) for size in (8, 16, 32, 64, 96)] == [1, 2, 4, 8, 12]
+
+
+def test_vit_patches_are_16_px_from_224_px_up_where_they_can():
+    assert [patch_size(size) for size in (224, 256, 384)] == [16, 16, 16]
+    with pytest.raises(ConfigError, match=r"vit_tiny: 227 px .* multiple of 16"):
+        patch_size(227)
+
+
+def test_vit_has_64_tokens_on_small_images():
+    for size in (8, 16, 32, 64, 96, 128):
+        model = build("vit_tiny", size)
+        assert model.backbone.pos_embed.shape == (1, 64 + 1, 192)
+        assert model(torch.empty(2, 3, size, size, device="meta")).shape == (2, 10)
