@@ -1,0 +1,6 @@
+"""Real images: one file per dataset, all of them served as an `ImageSource`."""
+
+from scdd.datasets.load import Dataset, load_dataset, load_split
+from scdd.datasets.sources import ImageSource, ResidentSource
+
+__all__ = ["Dataset", "ImageSource", "ResidentSource", "load_dataset", "load_split"]

@@ -1,0 +1,72 @@
+"""What a dataset file knows before any pixel is decoded: labels, identity, how to get the rows."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from scdd.config.dataset import DatasetConfig
+from scdd.errors import DataError
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """One split, undecoded."""
+
+    labels: Tensor
+    """Class of every row: int64 `[N]`."""
+    digest: str
+    """Identity of the data of all rows, whatever the settings."""
+    decode: Callable[[Tensor], Tensor]
+    """Rows int64 `[M]` to their pixels, uint8 `[M, 3, S, S]` on the CPU."""
+
+
+@dataclass(frozen=True, eq=False)
+class Catalog:
+    """A dataset, undecoded; `val` is None where a share of train is evaluated on instead."""
+
+    classes: tuple[str, ...]
+    train: Split
+    val: Split | None
+
+
+def root_folder(cfg: DatasetConfig, wanted: str) -> Path:
+    """Return `cfg.root` as a path, or say that this dataset needs one.
+
+    Raises:
+        DataError: if no root is set.
+    """
+    if not cfg.root:
+        raise DataError(f"dataset.root: {cfg.name} needs a folder with {wanted}; none is given")
+    return Path(cfg.root).expanduser()
+
+
+def files_digest(root: Path, paths: Iterable[Path]) -> str:
+    """Return the sha256 over the sorted (relative path, size, mtime in ns) of `paths`.
+
+    Only the metadata is read, and nothing of where `root` lies, so a moved folder keeps it.
+
+    Raises:
+        DataError: if a file cannot be reached, a dangling link for instance.
+    """
+    lines = []
+    for path in paths:
+        try:
+            stat = path.stat()
+        except OSError as error:
+            raise DataError(
+                f"{path}: cannot be reached ({error.strerror}); repair or remove it"
+            ) from error
+        name = path.relative_to(root).as_posix().encode(errors="surrogateescape")
+        lines.append(name + f"\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+    return hashlib.sha256(b"".join(sorted(lines))).hexdigest()
+
+
+def dataset_digest(cfg: DatasetConfig, catalog: Catalog) -> str:
+    """Return the sha256 of the data and of the settings that change which pixels are seen."""
+    identity = [catalog.train.digest, catalog.val.digest if catalog.val else None]
+    settings = cfg.model_dump(include={"name", "image_size", "holdout", "train_per_class"})
+    return hashlib.sha256(json.dumps([identity, settings], sort_keys=True).encode()).hexdigest()
