@@ -1,0 +1,103 @@
+"""Weights as safetensors, and the rolling checkpoint of a loop that may be killed."""
+
+import json
+from pickle import UnpicklingError
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from scdd.errors import CheckpointError
+from scdd.files import replacing
+
+
+def save_weights(path: Path, weights: dict[str, Tensor], about: dict[str, Any]) -> None:
+    """Write tensors by name, with `about` (anything JSON can hold) as metadata."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
+    with replacing(path) as temporary:
+        save_file(tensors, temporary, metadata={"scdd": json.dumps(about)})
+
+
+def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read what `save_weights` wrote.
+
+    Raises:
+        CheckpointError: if the file is missing, truncated or not of this suite.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"{path}: cannot be read as safetensors ({error}); make it again with --redo"
+        ) from error
+    if "scdd" not in metadata:
+        raise CheckpointError(f"{path}: holds no scdd metadata; give a file that scdd wrote")
+    return weights, json.loads(metadata["scdd"])
+
+
+def fill(model: nn.Module, weights: dict[str, Tensor], origin: Path) -> nn.Module:
+    """Load every weight of `model`, and nothing else, from `weights`; return the model.
+
+    Raises:
+        CheckpointError: naming the first missing, unexpected or misshapen weight.
+    """
+    own = model.state_dict()
+    for name, tensor in own.items():
+        if name not in weights:
+            raise CheckpointError(f"{origin}: weight '{name}' is missing; is it another network?")
+        if weights[name].shape != tensor.shape:
+            raise CheckpointError(
+                f"{origin}: weight '{name}' has shape {list(weights[name].shape)}, the network "
+                f"wants {list(tensor.shape)}; is it for another architecture or class count?"
+            )
+    extra = sorted(set(weights) - set(own))
+    if extra:
+        raise CheckpointError(f"{origin}: weight '{extra[0]}' has no place in the network")
+    model.load_state_dict(weights)
+    return model
+
+
+class Checkpoint:
+    """The state of a loop, saved at most every `minutes`, so that a kill loses no more than that."""
+
+    def __init__(self, path: Path | None, minutes: float) -> None:
+        self.path, self.seconds = path, 60 * minutes
+        self._saved = time.monotonic()
+
+    def load(self) -> dict[str, Any] | None:
+        """Return the saved state, or None at a fresh start."""
+        if self.path is None or not self.path.exists():
+            return None
+        try:
+            return torch.load(self.path, map_location="cpu", weights_only=True)
+        except (OSError, RuntimeError, EOFError, ValueError, UnpicklingError) as error:
+            raise CheckpointError(
+                f"{self.path}: the checkpoint is damaged; delete it to start this step again"
+            ) from error
+
+    @property
+    def due(self) -> bool:
+        """Whether it is time to save."""
+        return self.path is not None and time.monotonic() - self._saved >= self.seconds
+
+    def save(self, state: dict[str, Any]) -> None:
+        """Replace the saved state."""
+        assert self.path is not None
+        with replacing(self.path) as temporary:
+            torch.save(state, temporary)
+        self._saved = time.monotonic()
+
+    def remove(self) -> None:
+        """Forget the state: the loop is finished and its result is safe."""
+        if self.path is not None:
+            self.path.unlink(missing_ok=True)
+
+
+NO_CHECKPOINT = Checkpoint(None, 0)
+"""For loops that nobody will resume."""

@@ -1,0 +1,282 @@
+"""The run directory: a folder per step, done markers, the lock, metrics and environment."""
+
+import fcntl
+import json
+import os
+import platform
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from scdd.errors import ConfigError, UserError
+from scdd.files import sha256_of, write_json
+
+PACKAGES = ("torch", "torchvision", "timm", "h5py", "numpy", "pydantic", "torch-pruning")
+
+
+class RunDirectory:
+    """Where one configuration's steps leave what they made.
+
+    `<step>/done.json` is written last, so its presence proves a complete step. `<step>/settings.json`
+    is written first, so half a step is never taken up under other settings.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the directory; a second process is refused.
+
+        Raises:
+            UserError: if another process holds it, or the folder cannot be written.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            file = (self.path / "run.lock").open("a+")
+        except OSError as error:
+            raise UserError(
+                f"{self.path}: cannot be used as a run directory ({error.strerror}); "
+                "choose another --out"
+            ) from error
+        with file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                file.seek(0)
+                raise UserError(
+                    f"{self.path}: process {file.read().strip() or '?'} is working in this run "
+                    "directory; wait for it, or choose another --out"
+                ) from None
+            file.truncate(0)
+            file.write(str(os.getpid()))
+            file.flush()
+            yield
+
+    def folder(self, step: str) -> Path:
+        """Folder of a step, made if missing."""
+        path = self.path / step
+        path.mkdir(exist_ok=True)
+        return path
+
+    def done(self, step: str) -> dict[str, Any] | None:
+        """What `finish` recorded, or None while the step is not complete."""
+        return _read_json(self.path / step / "done.json")
+
+    def check_settings(self, step: str, settings: dict[str, Any]) -> None:
+        """Refuse a step, whole or half, that was made with other settings.
+
+        Raises:
+            ConfigError: with the first key that differs, its old and its new value.
+        """
+        before = _read_json(self.path / step / "settings.json")
+        if before is None:
+            return
+        old, new = _flat(before["settings"]), _flat(json.loads(json.dumps(settings)))
+        for key in sorted(old.keys() | new.keys()):
+            if old.get(key) != new.get(key):
+                raise ConfigError(
+                    f"{self.path}: step '{step}' was made with {key} = {_show(old.get(key))}, now "
+                    f"it is {_show(new.get(key))}; redo it with --redo {step}, or choose another "
+                    "--out"
+                )
+
+    def check_inputs(self, step: str, inputs: dict[str, str]) -> None:
+        """Refuse a step, whole or half, that was made from other files.
+
+        Raises:
+            ConfigError: naming the input that has changed.
+        """
+        before = _read_json(self.path / step / "settings.json")
+        if before is None:
+            return
+        for name in sorted(before["inputs"].keys() | inputs.keys()):
+            if before["inputs"].get(name) != inputs.get(name):
+                raise ConfigError(
+                    f"{self.path}: step '{step}' was made from another {name} than is there now; "
+                    f"redo it with --redo {step}, or choose another --out"
+                )
+
+    def check_outputs(self, step: str, done: dict[str, Any]) -> None:
+        """Refuse a finished step whose files are gone.
+
+        Raises:
+            UserError: naming the first that is missing.
+        """
+        for name in done["outputs"]:
+            if not (self.path / step / name).exists():
+                raise UserError(
+                    f"{self.path / step / name}: is gone, though step '{step}' was finished; make "
+                    f"it again with --redo {step}"
+                )
+
+    def begin(self, step: str, settings: dict[str, Any], inputs: dict[str, str]) -> None:
+        """Record what a step is made with, before it starts."""
+        record = {"settings": settings, "inputs": inputs}
+        write_json(self.folder(step) / "settings.json", record)
+
+    def finish(
+        self,
+        step: str,
+        outputs: dict[str, str],
+        shown: tuple[str, ...],
+        seconds: float,
+        peak_bytes: dict[str, int],
+    ) -> None:
+        """Declare a step complete.
+
+        Args:
+            step: its name.
+            outputs: file names in its folder, with their digests.
+            shown: those that also stand at the top of the run directory.
+            seconds: how long it took, since its last start.
+            peak_bytes: peak memory by kind (host, device).
+        """
+        for name in shown:
+            self._publish(self.folder(step) / name)
+        record = {
+            "outputs": outputs,
+            "shown": shown,
+            "seconds": round(seconds, 2),
+            "peak_bytes": peak_bytes,
+            "scdd": metadata_version("scdd"),
+            "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        }
+        write_json(self.folder(step) / "done.json", record)
+
+    def digest_of(self, step: str) -> str:
+        """One digest over all outputs of a finished step."""
+        done = self.done(step)
+        assert done is not None
+        return "+".join(done["outputs"][name] for name in sorted(done["outputs"]))
+
+    def set_aside(self, steps: list[str]) -> Path | None:
+        """Move steps to `.old-<time>`; nothing is deleted. Returns that folder if any was there."""
+        there = [step for step in steps if (self.path / step).exists()]
+        if not there:
+            return None
+        aside = self.path / time.strftime(".old-%Y%m%d-%H%M%S")
+        while aside.exists():
+            aside = aside.with_name(aside.name + "-")
+        aside.mkdir()
+        for step in reversed(there):
+            for name in (self.done(step) or {}).get("shown", ()):
+                (self.path / name).unlink(missing_ok=True)
+            (self.path / step).rename(aside / step)
+        return aside
+
+    def log(self, stage: str, /, **values: Any) -> None:
+        """Append one line to metrics.jsonl."""
+        line = {"time": round(time.time(), 2), "stage": stage, **values}
+        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def _publish(self, made: Path) -> None:
+        """Show an output at the top of the run directory: the same file, not a copy, if possible."""
+        shown = self.path / made.name
+        temporary = shown.with_name(f".{shown.name}.link")
+        temporary.unlink(missing_ok=True)
+        try:
+            os.link(made, temporary)
+        except OSError:
+            shutil.copyfile(made, temporary)
+        temporary.replace(shown)
+
+
+def environment(device: str, threads: int) -> dict[str, Any]:
+    """Hardware and versions, for environment.json and results."""
+    return {
+        "command": " ".join(sys.argv),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processor": _processor(),
+        "cpu_threads": threads,
+        "device": device,
+        "versions": versions(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Versions of scdd and of what it stands on."""
+    return {name: metadata_version(name) for name in ("scdd", *PACKAGES)}
+
+
+def metadata_version(name: str) -> str:
+    """Version of a distribution; of scdd itself also where it is not installed."""
+    if name == "scdd":
+        from scdd import __version__
+
+        return __version__
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def file_digests(folder: Path, names: tuple[str, ...]) -> dict[str, str]:
+    """SHA-256 of files in a step's folder."""
+    return {name: sha256_of(folder / name) for name in names}
+
+
+class PeakMemory:
+    """Highest resident memory of this process since the object was made, in bytes."""
+
+    def __init__(self) -> None:
+        try:
+            Path("/proc/self/clear_refs").write_text("5")
+        except OSError:
+            pass  # Not Linux: the peak since the process started is the best there is.
+
+    def read(self) -> int:
+        """Peak so far."""
+        try:
+            for line in Path("/proc/self/status").read_text().splitlines():
+                if line.startswith("VmHWM:"):
+                    return int(line.split()[1]) * 1024
+        except OSError:
+            pass
+        import resource
+
+        unit = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return None
+    try:
+        return dict(json.loads(text))
+    except (ValueError, TypeError) as error:
+        raise UserError(
+            f"{path}: is damaged ({error}); redo the step with --redo {path.parent.name}"
+        ) from error
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(value, dict):
+        return {prefix: value}
+    flat: dict[str, Any] = {}
+    for key, item in value.items():
+        flat.update(_flat(item, f"{prefix}.{key}" if prefix else key))
+    return flat
+
+
+def _show(value: Any) -> str:
+    return "unset" if value is None else json.dumps(value)
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()

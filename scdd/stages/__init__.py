@@ -1,0 +1,1 @@
+"""The stages, one file each; a stage knows no other stage: they meet through artefacts."""

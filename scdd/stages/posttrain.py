@@ -1,0 +1,110 @@
+"""Post-train: a student learns from the distilled file alone (SC-DD, section 2.4)."""
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from scdd.checkpoint import NO_CHECKPOINT, Checkpoint
+from scdd.config.posttrain import PosttrainConfig
+from scdd.distilled import Batch, DistilledDataset
+from scdd.errors import RunError
+from scdd.models import create_model
+from scdd.seeding import generator, seeded
+from scdd.training import cosine, make_optimizer, set_lr
+
+Labels = Literal["soft", "hard"]
+
+
+def new_student(arch: str, data: DistilledDataset, seed: int) -> nn.Module:
+    """Initialise a student of the file's classes and image size; `seed` decides its weights."""
+    with seeded(seed, "posttrain.init"):
+        return create_model(arch, len(data.classes), data.image_size)
+
+
+def train_student(
+    cfg: PosttrainConfig,
+    student: nn.Module,
+    data: DistilledDataset,
+    labels: Labels,
+    seed: int,
+    device: torch.device,
+    checkpoint: Checkpoint = NO_CHECKPOINT,
+    advance: Callable[[str], None] = lambda note: None,
+    after_backward: Callable[[], None] = lambda: None,
+    after_epoch: Callable[[int], None] = lambda epoch: None,
+) -> nn.Module:
+    """Train `student` in place for `cfg.epochs` passes over `data`, one stored view a pass.
+
+    Args:
+        labels: `soft` matches the stored logits, `hard` the class labels, on the same views.
+        seed: decides the order of the images and dropout.
+        after_backward: called between the backward pass and the step, to add to gradients.
+        after_epoch: called with the number of finished epochs.
+
+    Raises:
+        RunError: if the loss stops being finite.
+    """
+    student.to(device).train()
+    optimizer = make_optimizer(student, cfg, decay_all=cfg.decay == "all")
+    steps_per_epoch = data.steps(cfg.batch)
+    state = checkpoint.load()
+    step = _restore(state, student, optimizer) if state else 0
+    loss = torch.zeros((), device=device)
+    while step < cfg.epochs * steps_per_epoch:
+        epoch, skip = divmod(step, steps_per_epoch)
+        order = generator(seed, "posttrain.order", epoch)
+        for batch in data.epoch(epoch, cfg.batch, order, skip=skip):
+            set_lr(optimizer, cfg.lr * _rate(cfg, step, steps_per_epoch))
+            with seeded(seed, "posttrain.dropout", step):
+                logits = student(batch.images)
+            loss = soft_loss(cfg, logits, batch) if labels == "soft" else hard_loss(logits, batch)
+            optimizer.zero_grad()
+            loss.backward()
+            after_backward()
+            optimizer.step()
+            step += 1
+            if checkpoint.due:
+                checkpoint.save(_state(step, student, optimizer))
+        if not torch.isfinite(loss):
+            raise RunError(
+                f"posttrain: the loss of {cfg.arch} is {loss.item()} in epoch {epoch + 1}; lower "
+                f"posttrain.lr (now {cfg.lr})"
+            )
+        advance(f"{cfg.arch} {labels}")
+        after_epoch(epoch + 1)
+    return student
+
+
+def soft_loss(cfg: PosttrainConfig, logits: Tensor, batch: Batch) -> Tensor:
+    """KL divergence [] from the softened teacher to the softened student, mean over the batch."""
+    assert batch.logits is not None
+    student = F.log_softmax(logits.float() / cfg.temperature, dim=1)
+    teacher = F.log_softmax(batch.logits.float() / cfg.temperature, dim=1)
+    loss = F.kl_div(student, teacher, reduction="batchmean", log_target=True)
+    return loss * cfg.temperature**2 if cfg.scale_loss else loss
+
+
+def hard_loss(logits: Tensor, batch: Batch) -> Tensor:
+    """Cross-entropy [] with the class labels, shared with the partner's where images are mixed."""
+    own = F.cross_entropy(logits.float(), batch.labels, reduction="none")
+    other = F.cross_entropy(logits.float(), batch.partner_labels, reduction="none")
+    return (batch.label_weight * own + (1 - batch.label_weight) * other).mean()
+
+
+def _rate(cfg: PosttrainConfig, step: int, steps_per_epoch: int) -> float:
+    done = step if cfg.schedule == "step" else step - step % steps_per_epoch
+    warmup = cfg.warmup_epochs / cfg.epochs
+    return cosine(done / (cfg.epochs * steps_per_epoch), warmup, cfg.stretch)
+
+
+def _state(step: int, student: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    return {"step": step, "student": student.state_dict(), "optimizer": optimizer.state_dict()}
+
+
+def _restore(state: dict[str, Any], student: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+    student.load_state_dict(state["student"])
+    optimizer.load_state_dict(state["optimizer"])
+    return int(state["step"])

@@ -1,0 +1,111 @@
+"""Parts of a training loop: optimiser, schedule, evaluation. Functions, not a Trainer."""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from scdd.augment import normalise
+
+
+class OptimizerSettings(Protocol):
+    """The fields that squeeze and posttrain share."""
+
+    @property
+    def optimizer(self) -> str: ...
+    @property
+    def lr(self) -> float: ...
+    @property
+    def momentum(self) -> float: ...
+    @property
+    def weight_decay(self) -> float: ...
+
+
+class Accuracy(NamedTuple):
+    """Per cent of images whose class is the first, or among the first five, by logit."""
+
+    top1: float
+    top5: float
+
+
+class Images(Protocol):
+    """What evaluation needs of an image source."""
+
+    labels: Tensor
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    def read(self, indices: Tensor) -> Tensor: ...
+
+
+def make_optimizer(
+    model: nn.Module, cfg: OptimizerSettings, decay_all: bool
+) -> torch.optim.Optimizer:
+    """Return SGD or AdamW; without `decay_all` only tensors of two axes and more decay."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in trained if decay_all or p.ndim > 1]},
+        {"params": [p for p in trained if not (decay_all or p.ndim > 1)], "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    if cfg.optimizer == "sgd":
+        return torch.optim.SGD(
+            groups, lr=cfg.lr, momentum=cfg.momentum, weight_decay=cfg.weight_decay
+        )
+    return torch.optim.AdamW(groups, lr=cfg.lr, weight_decay=cfg.weight_decay, fused=True)
+
+
+def cosine(done: float, warmup: float = 0.0, stretch: float = 1.0) -> float:
+    """Factor of the peak rate after the share `done` in [0, 1) of training.
+
+    Linear from 0 over the share `warmup`, then half a cosine that would end at `stretch` (1: at 0;
+    above 1 the rate stays up, the "smoothed" schedule with zeta = stretch).
+    """
+    if done < warmup:
+        return done / warmup
+    return 0.5 * (1 + math.cos(math.pi * (done - warmup) / (stretch * (1 - warmup))))
+
+
+def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Set the rate of every group."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, images: Images, device: torch.device, batch: int = 500) -> Accuracy:
+    """Measure accuracy in eval mode on whole images; the model's mode is restored."""
+    labels = images.labels.to(device)
+    rank = torch.cat(
+        [
+            (logits > logits.gather(1, labels[index, None])).sum(dim=1)
+            + (logits.isnan().any(dim=1) * 10**6)
+            for index, logits in _logits(model, images, device, batch)
+        ]
+    )
+    return Accuracy(
+        top1=100 * (rank < 1).double().mean().item(), top5=100 * (rank < 5).double().mean().item()
+    )
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[nn.Module]:
+    """Put `model` in eval mode for a while."""
+    training = model.training
+    model.eval()
+    try:
+        yield model
+    finally:
+        model.train(training)
+
+
+def _logits(
+    model: nn.Module, images: Images, device: torch.device, batch: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    with evaluating(model):
+        for index in torch.arange(len(images.labels)).split(batch):
+            x = images.read(index).to(device).float() / 255
+            yield index.to(device), model(normalise(x, images.mean, images.std)).float()
