@@ -1,0 +1,306 @@
+"""Reading and verifying a distilled file; what cannot be trusted is refused in one sentence."""
+
+import math
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import h5py
+import numpy as np
+import torch
+from torch import Tensor
+
+from scdd.distilled.format import (
+    FORMAT,
+    FORMAT_VERSION,
+    IMAGES,
+    KINDS,
+    LABELS,
+    NUMBERS,
+    SOFT_LABELS,
+    STRUCTURES,
+    TARGET_KINDS,
+    TEXTS,
+    VIEWS,
+    Header,
+    content_hash,
+    header_digest,
+    label_fault,
+)
+from scdd.distilled.hdf5 import (
+    AGAIN,
+    NEWER,
+    attribute,
+    check_names,
+    damage_refused,
+    dataset_at,
+    group_at,
+    json_attribute,
+    open_hdf5,
+    refuse,
+    text_attribute,
+)
+from scdd.distilled.records import (
+    PARAMETERS,
+    ViewRecords,
+    operations_fault,
+    parameter_names,
+    record_fault,
+    stored_dtype,
+)
+from scdd.distilled.soft_labels import CODECS
+from scdd.errors import FormatError
+
+SMALL_BYTES = 64 * 2**20
+"""Datasets up to this size are hashed whenever a file is opened."""
+READ_BYTES = 4 * 2**20
+
+
+class DistilledFile:
+    """A distilled file, open for reading; use it in a `with` block.
+
+    Structure, header and the content of small datasets are checked on opening, large datasets by
+    `verify`. With `contents` false only structure and header are checked: for opening again a file
+    whose digest is known.
+
+    Raises:
+        FormatError: if the file cannot be used; from every method.
+    """
+
+    def __init__(self, path: str | Path, contents: bool = True) -> None:
+        self.path = Path(path)
+        self._file = open_hdf5(self.path)
+        self._datasets: dict[str, h5py.Dataset] = {}
+        try:
+            with damage_refused(self.path):
+                self.header = self._check_structure()
+            if contents:
+                self._check_contents()
+        except BaseException:
+            self._file.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    @property
+    def num_views(self) -> int:
+        """Number of stored views V; 0 where there are images alone."""
+        shapes = [d.shape for name, d in self._datasets.items() if name.startswith(VIEWS)]
+        return shapes[0][0] if shapes else 0
+
+    @property
+    def soft_label_bytes(self) -> int:
+        """Bytes of all soft labels together, the view records not counted."""
+        return sum(_bytes(d) for name, d in self._datasets.items() if name.startswith(SOFT_LABELS))
+
+    def images(self) -> Tensor:
+        """Return all images, uint8 [N, 3, S, S]."""
+        return torch.from_numpy(self._read(IMAGES))
+
+    def labels(self) -> Tensor:
+        """Return all class labels, int64 [N]; -1 is none."""
+        labels = self._read(LABELS)
+        fault = label_fault(labels, self.header)
+        if fault is not None:
+            refuse(self.path, fault)
+        return torch.from_numpy(labels.astype(np.int64))
+
+    @cached_property
+    def views(self) -> ViewRecords | None:
+        """All view records; None where there are images alone."""
+        if self.num_views == 0:
+            return None
+        parameters = {
+            name.removeprefix(f"{VIEWS}/"): torch.from_numpy(self._read(name))
+            for name in self._datasets
+            if name.startswith(VIEWS)
+        }
+        records = ViewRecords(
+            tuple(self._groups[VIEWS]["ops"]), parameters, self._groups[VIEWS]["padding"]
+        )
+        fault = record_fault(records, self.header.count, self.header.image_size)
+        if fault is not None:
+            refuse(self.path, f"view records: {fault}")
+        return records
+
+    def logits(self, view: int) -> Tensor:
+        """Read the soft labels of one view, float32 [N, C].
+
+        Raises:
+            ValueError: if there is no such view.
+        """
+        if not 0 <= view < self.num_views:
+            raise ValueError(f"view {view} is not one of the {self.num_views} stored")
+        arrays = {}
+        with damage_refused(self.path):
+            for name, dataset in self._datasets.items():
+                if name.startswith(SOFT_LABELS):
+                    part = torch.from_numpy(dataset[view])
+                    arrays[name.removeprefix(f"{SOFT_LABELS}/")] = part
+        logits = CODECS[self._groups[SOFT_LABELS]["codec"]].decode(arrays)
+        if not torch.isfinite(logits).all():
+            refuse(self.path, f"soft labels of view {view} are not finite")
+        return logits
+
+    def faults(self) -> Iterator[str]:
+        """Read everything and yield one sentence per fault."""
+        for name in self._datasets:
+            yield from _sentence(lambda name=name: self._check_hash(name))
+        yield from _sentence(self.labels)
+        yield from _sentence(lambda: self.views)
+        for view in range(self.num_views):
+            found = list(_sentence(lambda view=view: self.logits(view)))
+            yield from found
+            if found:
+                return
+
+    def _check_structure(self) -> Header:
+        root, path = self._file, self.path
+        if "format" not in root.attrs or attribute(root, "format", path) != FORMAT:
+            refuse(path, "this HDF5 file is not of scdd", "give the path of a distilled.h5")
+        version = attribute(root, "format_version", path)
+        if version != FORMAT_VERSION:
+            refuse(path, f"the format version is {version}, not {FORMAT_VERSION}", NEWER)
+        if attribute(root, "complete", path) is not True:
+            refuse(path, "the file was never finished")
+        for name, known in (("kind", KINDS), ("target_kind", TARGET_KINDS)):
+            value = text_attribute(root, name, path)
+            if value not in known:
+                refuse(path, f"{name} '{value}' is unknown here", NEWER)
+        header = self._read_header()
+        labelled = header.target_kind != "none"
+        check_names(root, [IMAGES, LABELS, *([VIEWS, SOFT_LABELS] if labelled else [])], path)
+        if isinstance(root[IMAGES], h5py.Dataset) and root[IMAGES].dtype == np.float16:
+            refuse(path, "images of float16 (pixel_space 'normalized') are unknown here", NEWER)
+        count, size = header.count, header.image_size
+        self._add(root, IMAGES, "|u1", (count, 3, size, size))
+        self._add(root, LABELS, "<i4", (count,))
+        self._groups: dict[str, dict[str, Any]] = {}
+        if labelled:
+            self._check_views(count)
+            self._check_soft_labels(count, header.target_dim)
+        hashes = {name: text_attribute(d, "sha256", path) for name, d in self._datasets.items()}
+        if header.digest != header_digest(header, self._groups, hashes):
+            refuse(path, "the header does not match the digest")
+        return header
+
+    def _read_header(self) -> Header:
+        root, path = self._file, self.path
+        values: dict[str, Any] = {n: text_attribute(root, n, path) for n in (*TEXTS, "digest")}
+        values |= {name: attribute(root, name, path) for name in NUMBERS}
+        values |= {name: json_attribute(root, name, path) for name in STRUCTURES}
+        for name in ("class_names", "mean", "std"):
+            if not isinstance(values[name], list):
+                refuse(path, f"attribute '{name}' is not a list")
+        try:
+            return Header(**values)
+        except (ValueError, TypeError) as error:
+            refuse(path, f"the header says that {error}")
+
+    def _check_views(self, count: int) -> None:
+        group, path = group_at(self._file, VIEWS, self.path), self.path
+        ops, padding = json_attribute(group, "ops", path), attribute(group, "padding", path)
+        if not isinstance(ops, list) or not all(isinstance(op, str) for op in ops):
+            refuse(path, "attribute 'ops' of 'views' is not a list of texts")
+        if type(padding) is not int or padding < 0:
+            refuse(path, "attribute 'padding' of 'views' is not a number of pixels")
+        fault = operations_fault(ops)
+        if fault is not None:
+            refuse(path, f"view records: {fault} here", NEWER)
+        names = parameter_names(ops, "group" in group)
+        if not names:
+            refuse(path, "view records have no operation")
+        check_names(group, names, path)
+        views = None
+        for name in sorted(names):
+            dtype, tail = PARAMETERS[name]
+            views = self._add(group, name, stored_dtype(dtype), (views, count, *tail)).shape[0]
+        self._groups[VIEWS] = {"ops": ops, "padding": padding}
+
+    def _check_soft_labels(self, count: int, classes: int) -> None:
+        group, path = group_at(self._file, SOFT_LABELS, self.path), self.path
+        codec = text_attribute(group, "codec", path)
+        if codec not in CODECS:
+            refuse(path, f"codec '{codec}' is unknown here", NEWER)
+        layout = CODECS[codec].layout(classes)
+        check_names(group, layout, path)
+        for name, (kind, tail) in layout.items():
+            self._add(group, name, kind, (self.num_views, count, *tail))
+        self._groups[SOFT_LABELS] = {"codec": codec}
+
+    def _add(
+        self, group: h5py.Group, name: str, dtype: str, shape: tuple[int | None, ...]
+    ) -> h5py.Dataset:
+        found = dataset_at(group, name, dtype, shape, self.path)
+        self._datasets[found.name.strip("/")] = found
+        return found
+
+    def _check_contents(self) -> None:
+        for name, dataset in self._datasets.items():
+            if _bytes(dataset) <= SMALL_BYTES:
+                self._check_hash(name)
+        self.labels()
+        if all(_bytes(d) <= SMALL_BYTES for n, d in self._datasets.items() if n.startswith(VIEWS)):
+            _ = self.views
+
+    def _check_hash(self, name: str) -> None:
+        dataset = self._datasets[name]
+        total = content_hash(dataset.dtype, dataset.shape)
+        rows = max(1, READ_BYTES * len(dataset) // _bytes(dataset))
+        with damage_refused(self.path):
+            for start in range(0, len(dataset), rows):
+                total.update(np.ascontiguousarray(dataset[start : start + rows]).data)
+            wanted = text_attribute(dataset, "sha256", self.path)
+        if total.hexdigest() != wanted:
+            refuse(self.path, f"'{name}' does not match its sha256")
+
+    def _read(self, name: str) -> np.ndarray:
+        with damage_refused(self.path):
+            return self._datasets[name][()]
+
+
+def read_header(path: str | Path) -> Header:
+    """Open a file, with all checks, and return its header.
+
+    Raises:
+        FormatError: if the file cannot be used.
+    """
+    with DistilledFile(path) as file:
+        return file.header
+
+
+def verify(path: str | Path) -> list[str]:
+    """Read a whole file and return what is wrong, fault by fault; an empty list: all is well."""
+    try:
+        with DistilledFile(path, contents=False) as file:
+            found = list(file.faults())
+    except FormatError as error:
+        found = [str(error)]
+    # Who shows the list says once which file it is and what to do.
+    return [text.removeprefix(f"{Path(path)}: ").removesuffix(f"; {AGAIN}") for text in found]
+
+
+def _bytes(dataset: h5py.Dataset) -> int:
+    return math.prod(dataset.shape) * dataset.dtype.itemsize
+
+
+def _sentence(check: Any) -> Iterator[str]:
+    try:
+        check()
+    except FormatError as error:
+        yield str(error)

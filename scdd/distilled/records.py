@@ -1,0 +1,152 @@
+"""View records: the parameters of every stored view, and what makes them fit to be replayed."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+PARAMETERS: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {
+    "crop": (torch.int16, (4,)),
+    "flip": (torch.uint8, ()),
+    "partner": (torch.int32, ()),
+    "lambda": (torch.float32, ()),
+    "box": (torch.int16, (4,)),
+    "group": (torch.int32, ()),
+}
+"""Parameter: (dtype, shape after the axes [V, N])."""
+
+OPERATIONS: dict[str, tuple[str, ...]] = {
+    "crop": ("crop",),
+    "flip": ("flip",),
+    "mixup": ("partner", "lambda"),
+    "cutmix": ("partner", "box"),
+}
+"""Operation: its parameters. The keys stand in the order in which operations are applied."""
+
+MIXES = ("mixup", "cutmix")
+
+
+@dataclass(frozen=True, eq=False)
+class ViewRecords:
+    """V views of N images, each record complete but for the one of its partner.
+
+    Attributes:
+        ops: the operations in order, out of crop, flip, mixup or cutmix.
+        parameters: crop int16 [V, N, 4] (top, left, height, width in pixels; what lies outside the
+            image is black), flip uint8 [V, N], partner int32 [V, N], lambda float32 [V, N] (weight
+            of the own image in mixup), box int16 [V, N, 4] (top, left, height, width of what
+            cutmix takes from the partner), group int32 [V, N] (images labelled together; only
+            where the label depends on batch statistics).
+        padding: pixels by which a crop may leave the image on any side.
+    """
+
+    ops: tuple[str, ...]
+    parameters: dict[str, Tensor]
+    padding: int = 0
+
+    @property
+    def mix(self) -> str | None:
+        """The mixing operation, if there is one."""
+        return next((op for op in self.ops if op in MIXES), None)
+
+    def count(self) -> int:
+        """Number of views V."""
+        return len(next(iter(self.parameters.values())))
+
+    def slice(self, first: int, last: int) -> "ViewRecords":
+        """Views first .. last - 1."""
+        return self._with({name: p[first:last] for name, p in self.parameters.items()})
+
+    def to(self, device: torch.device | str) -> "ViewRecords":
+        """Move the parameters to `device`."""
+        return self._with({name: p.to(device) for name, p in self.parameters.items()})
+
+    @staticmethod
+    def cat(parts: Sequence["ViewRecords"]) -> "ViewRecords":
+        """Join views of the same images.
+
+        Raises:
+            ValueError: if there is no part, or parts differ in operations or padding.
+        """
+        if not parts:
+            raise ValueError("no view records to join")
+        first = parts[0]
+        for part in parts[1:]:
+            if (part.ops, part.padding) != (first.ops, first.padding):
+                raise ValueError(f"view records of {part.ops} cannot be joined to {first.ops}")
+        return first._with(
+            {name: torch.cat([p.parameters[name] for p in parts]) for name in first.parameters}
+        )
+
+    def _with(self, parameters: dict[str, Tensor]) -> "ViewRecords":
+        return ViewRecords(self.ops, parameters, self.padding)
+
+
+def record_fault(records: ViewRecords, count: int, image_size: int) -> str | None:
+    """Say what is wrong with records of `count` images, or None: names, dtypes, shapes, ranges."""
+    fault = operations_fault(records.ops)
+    if fault is not None:
+        return fault
+    wanted = parameter_names(records.ops, "group" in records.parameters)
+    if set(records.parameters) != set(wanted):
+        return f"parameters {sorted(records.parameters)} do not fit operations {list(records.ops)}"
+    for name, values in records.parameters.items():
+        dtype, tail = PARAMETERS[name]
+        shape = (records.count(), count, *tail)
+        if values.dtype != dtype or values.shape != shape:
+            return f"{name} is {values.dtype} {list(values.shape)}, not {dtype} {list(shape)}"
+    for name, values in records.parameters.items():
+        if not _in_range(name, values, records.padding, count, image_size):
+            return f"{name} holds a value outside its range"
+    if "group" in records.parameters and group_sizes(records.parameters["group"]) is None:
+        return "group has groups of other sizes in other views"
+    return None
+
+
+def operations_fault(ops: Sequence[str]) -> str | None:
+    """Say what is wrong with a list of operations, or None."""
+    for op in ops:
+        if op not in OPERATIONS:
+            return f"operation '{op}' is unknown"
+    order = [op for op in OPERATIONS if op in ops]
+    if list(ops) != order or set(MIXES) <= set(ops):
+        return f"operations {list(ops)} in this order are unknown"
+    return None
+
+
+def parameter_names(ops: Sequence[str], grouped: bool) -> list[str]:
+    """Names of the parameters that operations have, and `group` where views are grouped."""
+    names = [name for op in ops for name in OPERATIONS[op]]
+    return [*names, "group"] if grouped else names
+
+
+def stored_dtype(dtype: torch.dtype) -> str:
+    """The numpy name of a dtype as it lies in a file, little-endian."""
+    return np.dtype(str(dtype).removeprefix("torch.")).newbyteorder("<").str
+
+
+def group_sizes(group: Tensor) -> list[int] | None:
+    """Sizes of the groups [V, N], largest first; None if they are not the same in every view."""
+    first: list[int] | None = None
+    for view in group:
+        sizes = sorted(view.unique(return_counts=True)[1].tolist(), reverse=True)
+        if first is None:
+            first = sizes
+        elif sizes != first:
+            return None
+    return first
+
+
+def _in_range(name: str, values: Tensor, padding: int, count: int, size: int) -> bool:
+    if name == "lambda":
+        return bool(((values >= 0) & (values <= 1)).all())  # false for NaN
+    if name == "flip":
+        return bool((values <= 1).all())
+    if name in ("partner", "group"):
+        return bool(((values >= 0) & (values < count)).all())
+    start, side = values[..., :2].int(), values[..., 2:].int()
+    outside, smallest = (padding, 1) if name == "crop" else (0, 0)
+    fits = (start >= -outside) & (start + side <= size + outside)
+    return bool((fits & (side >= smallest) & (side <= size)).all())
