@@ -1,0 +1,5 @@
+"""`python -m scdd`, also under torchrun."""
+
+from scdd.cli import main
+
+main()

@@ -1,0 +1,192 @@
+"""The command `scdd`: parses, loads, calls. torch is imported inside commands, so help is instant."""
+
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any, Optional
+
+import typer
+
+from scdd.errors import RunError, UserError
+
+app = typer.Typer(
+    help="Distil a labelled image dataset into a small synthetic one.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+ConfigArgument = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Argument(
+        help="A YAML file or the name of a preset; default: digits.", show_default=False
+    ),
+]
+DataOption = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Option("--data", help="An image folder with train/ and val/ class folders."),
+]
+OutOption = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Option("--out", help="The run directory; default: runs/<preset>."),
+]
+SetOption = Annotated[
+    Optional[list[str]],  # noqa: UP045
+    typer.Option("--set", help="Change a setting: key=value, such as recover.iterations=500."),
+]
+DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps ...")]
+FileArgument = Annotated[Path, typer.Argument(help="A distilled .h5 file.", show_default=False)]
+
+
+@app.command()
+def distill(
+    config: ConfigArgument = None,
+    data: DataOption = None,
+    out: OutOption = None,
+    overrides: SetOption = None,
+    device: DeviceOption = "auto",
+    until: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--until", help="Stop after this step."),
+    ] = None,
+    redo: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--redo", help="Move this step and all after it aside and run them again."),
+    ] = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Show steps, FLOPs, sizes and a rough time; run nothing."),
+    ] = False,
+) -> None:
+    """Distil a dataset: squeeze, probe, recover, relabel, posttrain; resumes where it stopped."""
+    from scdd.config.load import find_config, load_config
+
+    changes = list(overrides or [])
+    if data is not None:
+        changes = ["dataset.name=image_folder", f"dataset.root={data}", *changes]
+    cfg = load_config(config, changes)
+    target = out or Path("runs") / find_config(config).stem
+    from scdd.device import resolve_device
+
+    where = resolve_device(device)
+    if dry_run:
+        from scdd.estimate import estimate
+
+        print(estimate(cfg, where))
+        return
+    from scdd import pipeline
+
+    print(f"{target}: {cfg.method}, recipe {cfg.recipe}, dataset {cfg.dataset.name}, {where}")
+    pipeline.distill(cfg, target, where, until, redo)
+
+
+@app.command()
+def presets(
+    name: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Argument(help="Show this preset.", show_default=False),
+    ] = None,
+    full: Annotated[bool, typer.Option("--full", help="With every default filled in.")] = False,
+) -> None:
+    """List the presets, or show one."""
+    from scdd.config.load import find_config, load_config, preset_names, read_yaml
+
+    if name is None:
+        for preset in preset_names():
+            print(f"{preset:<24} {read_yaml(find_config(preset)).get('summary', '')}")
+    elif full:
+        import yaml
+
+        print(yaml.safe_dump(load_config(name).model_dump(mode="json"), sort_keys=False), end="")
+    else:
+        print(find_config(name).read_text(encoding="utf-8"), end="")
+
+
+@app.command()
+def inspect(
+    file: FileArgument,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Also read everything and check every digest.")
+    ] = False,
+) -> None:
+    """Show what a distilled file holds."""
+    from scdd.inspection import describe
+
+    print(describe(file, verify))
+
+
+@app.command()
+def evaluate(
+    file: FileArgument,
+    arch: Annotated[str, typer.Option("--arch", help="The student to train on the file.")],
+    data: DataOption = None,
+    labels: Annotated[str, typer.Option("--labels", help="soft or hard.")] = "soft",
+    seeds: Annotated[int, typer.Option("--seeds", min=1, help="Students to train.")] = 1,
+    overrides: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option("--set", help="Change the training: key=value, such as epochs=100."),
+    ] = None,
+    device: DeviceOption = "auto",
+) -> None:
+    """Train a student on a distilled file and score it on real validation images."""
+    from scdd.evaluation import evaluate_file
+    from scdd.device import resolve_device
+
+    print(evaluate_file(file, arch, data, labels, seeds, overrides or [], resolve_device(device)))
+
+
+STOPPED = "stopped: what is finished is kept, and the same command goes on from there"
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, treated as Ctrl-C is."""
+
+
+def main() -> None:
+    """Run the command line; every foreseen error is one sentence."""
+    run(app)
+
+
+def run(application: Callable[..., None]) -> None:
+    """Run a typer application with the suite's exit codes (also used by scdd-apps).
+
+    0; 2 for a UserError; 1 for a RunError or a bug; 130 and 143 after Ctrl-C and SIGTERM.
+    """
+    # Idle OpenMP threads would spin and starve small tensors; read when torch is loaded.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    signal.signal(signal.SIGTERM, _terminate)
+    with _sentences():
+        application(standalone_mode=False)
+
+
+@contextmanager
+def _sentences() -> Iterator[None]:
+    # ClickException of the click that typer stands on, which newer typers bring themselves.
+    usage_error: Any = typer.BadParameter.__mro__[2]
+    try:
+        yield
+    except UserError as error:
+        _fail(f"error: {error}", 2)
+    except RunError as error:
+        _fail(f"error: {error}", 1)
+    except (KeyboardInterrupt, typer.Abort) as error:
+        terminated = isinstance(error, Terminated) or isinstance(error.__cause__, Terminated)
+        _fail(STOPPED, 143 if terminated else 130)
+    except usage_error as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except BrokenPipeError:
+        sys.exit(1)
+
+
+def _fail(sentence: str, code: int) -> None:
+    print(sentence, file=sys.stderr)
+    sys.exit(code)
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    raise Terminated

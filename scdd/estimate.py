@@ -1,0 +1,170 @@
+"""What a run will cost: steps, FLOPs, disk, memory and a rough time, before anything is run."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from scdd.config.run import RunConfig
+from scdd.datasets import load_dataset
+from scdd.models import create_model
+from scdd.pipeline import steps_of
+from scdd.progress import duration
+from scdd.tables import size, table
+
+PROBE_SECONDS = 1.0
+PASSES = {"forward": 1, "input gradient": 2, "training": 3}
+
+
+@dataclass(frozen=True)
+class Cost:
+    """One step: images through which network, and in which way."""
+
+    step: str
+    arch: str
+    num_classes: int
+    images: int
+    passes: str
+    batch: int
+    disk: float
+
+
+def estimate(cfg: RunConfig, device: torch.device) -> str:
+    """Return a table of the steps of `cfg`; the time comes from a short run of each network.
+
+    Raises:
+        UserError: if the data is missing: its size decides most of the cost.
+    """
+    dataset = load_dataset(cfg.dataset)
+    classes, train = len(dataset.classes), len(dataset.train)
+    costs = {cost.step: cost for cost in _costs(cfg, classes, train, len(dataset.val))}
+    rows = []
+    total_seconds = total_disk = total_flops = 0.0
+    for step in steps_of(cfg):
+        cost = costs.get(step.name)
+        if cost is None:
+            rows.append([step.name, "", "", "", "moments"])
+            continue
+        flops, rate = _measure(cost, cfg.dataset.image_size, device)
+        seconds = cost.images / rate
+        total_seconds += seconds
+        total_disk += cost.disk
+        total_flops += flops * cost.images
+        rows.append(
+            [
+                step.name,
+                f"{cost.images:.3g} x {cost.arch}",
+                f"{flops * cost.images:.2g}",
+                size(cost.disk),
+                duration(seconds),
+            ]
+        )
+    rows.append(["all", "", f"{total_flops:.2g}", size(total_disk), duration(total_seconds)])
+    pixels = 3 * cfg.dataset.image_size**2
+    resident = (train + len(dataset.val)) * pixels
+    return "\n".join(
+        [
+            f"{cfg.method} on {cfg.dataset.name}: {train} training images of "
+            f"{cfg.dataset.image_size} px, {classes} classes, ipc {cfg.ipc}",
+            "",
+            table(["step", "images x network", "FLOPs", "disk", f"time on {device}"], rows),
+            "",
+            f"Memory: {size(resident)} of images stay resident; each network adds its activations.",
+            "Times are rough: each network was timed for a second at the step's batch size.",
+        ]
+    )
+
+
+def _costs(cfg: RunConfig, classes: int, train: int, val: int) -> list[Cost]:
+    teacher, student, rows = cfg.squeeze.arch, cfg.posttrain.arch, classes * cfg.ipc
+    # Per image: a query of each view with gradients, a key without, so 3 + 1 forwards a direction.
+    directions = 2 if cfg.squeeze.objective.symmetric else 1
+    labels = 2.0 * cfg.relabel.views * rows * classes
+    picture = 3.0 * rows * cfg.dataset.image_size**2
+    arms = 3 if cfg.recover_real else 2
+    students = arms * len(cfg.posttrain.labels) * cfg.posttrain.seeds
+    labelled = rows * cfg.relabel.views
+    costs = [
+        Cost(
+            "squeeze",
+            teacher,
+            0,
+            round(cfg.squeeze.epochs * train * directions * 4 / 3),
+            "training",
+            cfg.squeeze.batch,
+            0,
+        ),
+        Cost("probe", teacher, 0, train * (1 + cfg.probe.crops), "forward", 500, 0),
+        Cost(
+            "recover",
+            teacher,
+            classes,
+            rows * cfg.recover.iterations,
+            "input gradient",
+            cfg.recover.batch,
+            picture,
+        ),
+        *(
+            Cost(step, teacher, classes, labelled, "forward", 500, labels + picture)
+            for step in ("relabel", "relabel_real", "baseline")
+        ),
+        Cost(
+            "posttrain",
+            student,
+            classes,
+            students * cfg.posttrain.epochs * rows,
+            "training",
+            cfg.posttrain.batch,
+            0,
+        ),
+    ]
+    if cfg.recover_real:
+        real = cfg.recover_real
+        costs.append(
+            Cost(
+                "recover_real",
+                teacher,
+                classes,
+                rows * real.iterations,
+                "input gradient",
+                real.batch,
+                picture,
+            )
+        )
+    return costs
+
+
+def _measure(cost: Cost, image_size: int, device: torch.device) -> tuple[float, float]:
+    """FLOPs an image, and images a second, of one network in one kind of pass."""
+    net = create_model(cost.arch, cost.num_classes, image_size).to(device)
+    net.train(cost.passes == "training").requires_grad_(cost.passes == "training")
+    counter = FlopCounterMode(display=False)
+    with counter, torch.no_grad():
+        net.eval()(torch.zeros(1, 3, image_size, image_size, device=device))
+    net.train(cost.passes == "training")
+    batch = min(cost.batch, 64)
+    x = torch.randn(batch, 3, image_size, image_size, device=device)
+    x.requires_grad_(cost.passes == "input gradient")
+    rate = batch * _repetitions_a_second(lambda: _pass(net, x, cost.passes), device)
+    return counter.get_total_flops() * PASSES[cost.passes], rate
+
+
+def _pass(net: nn.Module, x: torch.Tensor, passes: str) -> None:
+    with torch.set_grad_enabled(passes != "forward"):
+        out = net(x)
+        if passes != "forward":
+            out.float().square().mean().backward()
+
+
+def _repetitions_a_second(work: Callable[[], None], device: torch.device) -> float:
+    work()
+    started, count = time.monotonic(), 0
+    while time.monotonic() - started < PROBE_SECONDS:
+        work()
+        count += 1
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+    return count / (time.monotonic() - started)

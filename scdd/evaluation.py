@@ -1,0 +1,66 @@
+"""`scdd evaluate`: one architecture trained on a distilled file, under the run's own protocol."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from scdd.companions import companions_of
+from scdd.config.load import posttrain_config, read_run_config
+from scdd.distilled import DistilledDataset
+from scdd.errors import ConfigError
+from scdd.progress import Bar
+from scdd.stages.posttrain import Labels, new_student, train_student
+from scdd.tables import mean_sd, table
+from scdd.training import evaluate
+
+
+def evaluate_file(
+    file: Path,
+    arch: str,
+    data: Path | None,
+    labels: str,
+    seeds: int,
+    overrides: Sequence[str],
+    device: torch.device,
+) -> str:
+    """Train `seeds` students on `file` and on its baseline; return the table.
+
+    Raises:
+        UserError: if the file, the data or a setting cannot be used.
+    """
+    if labels not in ("soft", "hard"):
+        raise ConfigError(f"--labels {labels}: choose soft or hard")
+    kind: Labels = "soft" if labels == "soft" else "hard"
+    own = read_run_config(file.parent)
+    cfg = posttrain_config(own.posttrain if own else None, [f"arch={arch}", *overrides])
+    found = companions_of(file, data, None)
+    files = {file.name: file}
+    if found.baseline is not None:
+        files[f"{found.baseline.name} (random real)"] = found.baseline
+    rows = []
+    with Bar("evaluate", len(files) * seeds * cfg.epochs) as bar:
+        for name, path in files.items():
+            dataset = DistilledDataset.open(path, device)
+            scores = []
+            for seed in range(seeds):
+                student = new_student(arch, dataset, seed)
+                train_student(
+                    cfg,
+                    student,
+                    dataset,
+                    kind,
+                    seed,
+                    device,
+                    advance=lambda note: bar.advance(note=note),
+                )
+                if found.val is not None:
+                    scores.append(evaluate(student, found.val, device))
+            top1 = mean_sd([score.top1 for score in scores]) if scores else "n/a (no --data)"
+            top5 = mean_sd([score.top5 for score in scores]) if scores else "n/a (no --data)"
+            rows.append([name, top1, top5])
+    protocol = (
+        f"Student {arch}, {kind} labels, {cfg.epochs} epochs of batch {cfg.batch}, "
+        f"{cfg.optimizer} {cfg.lr:g}, T = {cfg.temperature:g}, {seeds} seed(s), last epoch."
+    )
+    return f"{table(['file', 'top-1 %', 'top-5 %'], rows)}\n\n{protocol}"

@@ -1,0 +1,194 @@
+"""Methods as lists of steps; `distill` runs those that are not done yet."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from scdd.config.run import RunConfig
+from scdd.errors import ConfigError, RunError
+from scdd.files import replacing, write_json
+from scdd.progress import duration
+from scdd.report import print_report, run_report
+from scdd.run import PeakMemory, RunDirectory, environment, file_digests
+from scdd.steps import (
+    Context,
+    run_baseline,
+    run_posttrain,
+    run_probe,
+    run_recover,
+    run_relabel,
+    run_squeeze,
+)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One folder of the run directory.
+
+    `sections` are the parts of the configuration that the step depends on, `inputs` the steps
+    whose files it reads, `shown` the files that also stand at the top of the run directory, and
+    `reads_images` tells whether it sees real images.
+    """
+
+    name: str
+    run: Callable[[Context, str], tuple[str, ...]]
+    sections: tuple[str, ...]
+    inputs: tuple[str, ...] = ()
+    shown: tuple[str, ...] = ()
+    reads_images: bool = True
+
+
+SCDD = (
+    Step("squeeze", run_squeeze, ("squeeze",)),
+    Step("probe", run_probe, ("probe",), ("squeeze",), ("teacher.safetensors",)),
+    Step("recover", run_recover, ("recover", "ipc"), ("probe",), reads_images=False),
+    Step(
+        "relabel",
+        run_relabel,
+        ("relabel",),
+        ("probe", "recover"),
+        ("distilled.h5",),
+        reads_images=False,
+    ),
+    Step("recover_real", run_recover, ("recover_real", "ipc"), ("probe",)),
+    Step(
+        "relabel_real",
+        run_relabel,
+        ("relabel",),
+        ("probe", "recover_real"),
+        ("real_start.h5",),
+        reads_images=False,
+    ),
+    Step("baseline", run_baseline, ("relabel", "ipc"), ("probe",), ("random_real.h5",)),
+    Step(
+        "posttrain",
+        run_posttrain,
+        ("posttrain",),
+        ("relabel", "relabel_real", "baseline"),
+        ("results.json",),
+    ),
+    Step(
+        "report",
+        run_report,
+        (),
+        ("probe", "posttrain"),
+        ("report.md", "gallery.png"),
+        reads_images=False,
+    ),
+)
+
+METHODS = {"scdd": SCDD}
+
+
+def steps_of(cfg: RunConfig) -> tuple[Step, ...]:
+    """The steps that a configuration asks for, in order."""
+    left_out = () if cfg.recover_real is not None else ("recover_real", "relabel_real")
+    return tuple(
+        replace(step, inputs=tuple(name for name in step.inputs if name not in left_out))
+        for step in METHODS[cfg.method]
+        if step.name not in left_out
+    )
+
+
+def distill(
+    cfg: RunConfig,
+    out: Path,
+    device: torch.device | str = "cpu",
+    until: str | None = None,
+    redo: str | None = None,
+) -> Path:
+    """Run the steps of `cfg` that are not done in `out`; return `out`.
+
+    Raises:
+        UserError: if the configuration, the data or the run directory cannot be used.
+        RunError: if a step cannot go on; what is finished stays.
+    """
+    steps = steps_of(cfg)
+    wanted = steps[: 1 + _position(steps, until, "--until")] if until else steps
+    run = RunDirectory(out)
+    if cfg.threads:
+        torch.set_num_threads(cfg.threads)
+    with run.locked():
+        if redo:
+            _set_aside(run, steps, redo)
+        for step in steps:
+            run.check_settings(step.name, _settings(cfg, step))
+        _remember(run, cfg, str(device))
+        names = tuple(step.name for step in steps)
+        context = Context(cfg, run, torch.device(device), names)
+        for step in wanted:
+            _run_step(context, step)
+        if wanted == steps:
+            print_report(run.path)
+    return out
+
+
+def _run_step(context: Context, step: Step) -> None:
+    """Skip a finished step; otherwise run it and write its done marker last."""
+    run = context.run
+    inputs = _inputs(context, step)
+    run.check_inputs(step.name, inputs)
+    done = run.done(step.name)
+    if done is not None:
+        run.check_outputs(step.name, done)
+        print(f"{step.name}: done before ({duration(done['seconds'])})", flush=True)
+        return
+    print(f"{step.name}: running", flush=True)
+    run.begin(step.name, _settings(context.cfg, step), inputs)
+    if context.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(context.device)
+    memory, started = PeakMemory(), time.monotonic()
+    try:
+        names = step.run(context, step.name)
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        raise RunError(
+            f"{step.name}: out of memory on {context.device} ({error}); lower {step.name}.batch, "
+            "then run the same command again"
+        ) from error
+    seconds = time.monotonic() - started
+    peak = {"host": memory.read()}
+    if context.device.type == "cuda":
+        peak["device"] = torch.cuda.max_memory_allocated(context.device)
+    digests = file_digests(run.folder(step.name), names)
+    run.finish(step.name, digests, step.shown, seconds, peak)
+    print(f"{step.name}: {duration(seconds)}", flush=True)
+
+
+def _settings(cfg: RunConfig, step: Step) -> dict[str, Any]:
+    """The part of the configuration that decides what a step makes."""
+    values = cfg.model_dump(mode="json")
+    return {name: values[name] for name in ("method", "seed", "dataset", *step.sections)}
+
+
+def _inputs(context: Context, step: Step) -> dict[str, str]:
+    """Digests of what a step reads."""
+    inputs = {name: context.run.digest_of(name) for name in step.inputs}
+    if step.reads_images:
+        inputs["dataset"] = context.dataset.digest
+    return inputs
+
+
+def _set_aside(run: RunDirectory, steps: Sequence[Step], redo: str) -> None:
+    names = [step.name for step in steps[_position(steps, redo, "--redo") :]]
+    aside = run.set_aside(names)
+    if aside is not None:
+        print(f"moved {names[0]} and what follows from it to {aside}")
+
+
+def _position(steps: Sequence[Step], name: str, option: str) -> int:
+    names = [step.name for step in steps]
+    if name not in names:
+        raise ConfigError(f"{option} {name}: no such step; steps: {', '.join(names)}")
+    return names.index(name)
+
+
+def _remember(run: RunDirectory, cfg: RunConfig, device: str) -> None:
+    """Write the resolved configuration and the environment at the top of the run directory."""
+    with replacing(run.path / "config.yaml") as temporary:
+        temporary.write_text(yaml.safe_dump(cfg.model_dump(mode="json"), sort_keys=False))
+    write_json(run.path / "environment.json", environment(device, torch.get_num_threads()))

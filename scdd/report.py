@@ -1,0 +1,130 @@
+"""The end of a run: the honest table, as report.md and on the terminal, and the gallery."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from scdd.checkpoint import load_weights
+from scdd.config.posttrain import PosttrainConfig
+from scdd.distilled import DistilledDataset
+from scdd.files import replacing
+from scdd.gallery import draw_gallery
+from scdd.progress import duration
+from scdd.steps import Context
+from scdd.tables import mean_sd, size, table
+
+
+def run_report(context: Context, step: str) -> tuple[str, ...]:
+    """Scores, files and times -> report.md and gallery.png."""
+    run, folder = context.run, context.run.folder(step)
+    results = json.loads((run.path / "posttrain" / "results.json").read_text())
+    _, teacher = load_weights(run.path / "probe" / "teacher.safetensors")
+    table_text = accuracy_table(context, results)
+    protocol = protocol_line(context.cfg.posttrain, context.cfg.recipe, results)
+    teacher_line = (
+        f"Teacher ({teacher['arch']}, {teacher['objective']}, {teacher['epoch']} epochs, linear "
+        f"probe on all labels): {teacher['val_top1']:.1f} % of the same validation images."
+    )
+    draw_gallery(
+        folder / "gallery.png",
+        {arm.name: DistilledDataset.open(run.path / arm.step / arm.file) for arm in context.arms()},
+    )
+    lines = [
+        f"# {context.cfg.dataset.name}: {context.cfg.method}, {context.cfg.ipc} images per class",
+        "",
+        table_text,
+        "",
+        protocol,
+        teacher_line,
+        "",
+        *_remarks(),
+        "",
+        "![one row a class](gallery.png)",
+        "",
+        "## Time and memory",
+        "",
+        time_table(context),
+        "",
+        _environment_line(context),
+        "",
+    ]
+    with replacing(folder / "report.md") as temporary:
+        temporary.write_text("\n".join(lines), encoding="utf-8")
+    return ("report.md", "gallery.png")
+
+
+def print_report(run: Path) -> None:
+    """Print the tables of a finished run, and where its files are."""
+    text = (run / "report.md").read_text(encoding="utf-8")
+    print("\n" + "\n".join(line for line in text.splitlines() if not line.startswith("![")))
+    print(f"Files: {run}/distilled.h5, random_real.h5, gallery.png, report.md")
+
+
+def accuracy_table(context: Context, results: dict[str, Any]) -> str:
+    """Top-1 in per cent, mean +- sd over seeds: soft beside soft, hard beside hard."""
+    kinds = context.cfg.posttrain.labels
+    rows = []
+    for arm in context.arms():
+        scores = [
+            mean_sd(
+                [
+                    row["top1"]
+                    for row in results["rows"]
+                    if row["arm"] == arm.name and row["labels"] == kind
+                ]
+            )
+            for kind in kinds
+        ]
+        label_bytes = max(
+            (row["label_bytes"] for row in results["rows"] if row["arm"] == arm.name), default=0
+        )
+        rows.append([arm.name, arm.real_pixels, *scores, size(label_bytes)])
+    headers = ["images", "real pixels", *(f"{kind} labels" for kind in kinds), "label bytes"]
+    return table(headers, rows)
+
+
+def protocol_line(cfg: PosttrainConfig, recipe: str, results: dict[str, Any]) -> str:
+    """Everything that moves the numbers, in one sentence."""
+    steps = results["rows"][0]["steps"]
+    return (
+        f"Top-1 % on {results['val_images']} real validation images at the last epoch. "
+        f"Recipe {recipe}; student {cfg.arch}, {cfg.epochs} epochs = {steps} steps of batch "
+        f"{cfg.batch}, {cfg.optimizer} {cfg.lr:g}, T = {cfg.temperature:g}; {cfg.seeds} seed(s)."
+    )
+
+
+def time_table(context: Context) -> str:
+    """Seconds and peak memory of every finished step."""
+    rows = []
+    for folder in context.step_names:
+        done = context.run.done(folder)
+        if done is None:
+            continue
+        peak = done["peak_bytes"]
+        memory = " / ".join(f"{size(value)} {name}" for name, value in peak.items())
+        rows.append([folder, duration(done["seconds"]), memory])
+    return table(["step", "time", "peak memory"], rows)
+
+
+def _remarks() -> list[str]:
+    return [
+        "- `distilled` starts from noise: no real pixel is in it. `real start` begins with real",
+        "  images and changes them. `random real` is untouched training images: what the other",
+        "  rows have to be compared with, under the same labels and the same training.",
+        "- Soft labels are the teacher's logits on stored views; hard labels are the classes alone,",
+        "  on the same views and for the same number of steps.",
+    ]
+
+
+def _environment_line(context: Context) -> str:
+    path = context.run.path / "environment.json"
+    environment = json.loads(path.read_text(encoding="utf-8"))
+    name = (
+        torch.cuda.get_device_name(context.device)
+        if context.device.type == "cuda"
+        else f"{environment['processor']}, {environment['cpu_threads']} threads"
+    )
+    versions = environment["versions"]
+    return f"Measured on {name}; torch {versions['torch']}, scdd {versions['scdd']}."

@@ -1,0 +1,354 @@
+"""The steps of a run: each reads its inputs from the run directory, calls a stage, writes its files.
+
+Long steps work in shards (a batch of images, a range of views, a student), each written whole, and
+go on after a kill with the first shard that is missing.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from scdd.checkpoint import Checkpoint, fill, load_weights, save_weights
+from scdd.config.recover import RecoverConfig
+from scdd.config.run import RunConfig
+from scdd.datasets import Dataset, load_dataset
+from scdd.distilled import DistilledDataset, Header, ViewRecords, write_distilled
+from scdd.files import sha256_of, write_json
+from scdd.models import create_model
+from scdd.progress import Bar
+from scdd.run import RunDirectory, versions
+from scdd.stages.posttrain import Labels, new_student, train_student
+from scdd.stages.probe import probe
+from scdd.stages.recover import batches_of, recover
+from scdd.stages.relabel import relabel
+from scdd.stages.select import random_real
+from scdd.stages.squeeze import squeeze
+from scdd.tables import size
+from scdd.training import evaluate
+
+IMAGES_PER_SHARD = 20_000
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One distilled file that students are trained on."""
+
+    name: str
+    step: str
+    file: str
+    real_pixels: str
+
+
+ARMS = (
+    Arm("distilled", "relabel", "distilled.h5", "no"),
+    Arm("distilled, real start", "relabel_real", "real_start.h5", "start only"),
+    Arm("random real", "baseline", "random_real.h5", "yes"),
+)
+
+
+@dataclass
+class Context:
+    """What every step may use."""
+
+    cfg: RunConfig
+    run: RunDirectory
+    device: torch.device
+    step_names: tuple[str, ...]
+
+    @cached_property
+    def dataset(self) -> Dataset:
+        """The real images."""
+        return load_dataset(self.cfg.dataset)
+
+    def checkpoint(self, step: str) -> Checkpoint:
+        """The rolling checkpoint of a step."""
+        path = self.run.folder(step) / "checkpoint.pt"
+        return Checkpoint(path, self.cfg.checkpoint_minutes)
+
+    def network(self, step: str, file: str) -> tuple[nn.Module, dict[str, Any]]:
+        """A network written by an earlier step, on the device, with what was recorded about it."""
+        path = self.run.path / step / file
+        weights, about = load_weights(path)
+        model = create_model(about["arch"], about["num_classes"], about["image_size"])
+        return fill(model, weights, path).to(self.device), about
+
+    def arms(self) -> list[Arm]:
+        """The arms of this configuration."""
+        with_real_start = self.cfg.recover_real is not None
+        return [arm for arm in ARMS if arm.step != "relabel_real" or with_real_start]
+
+
+def run_squeeze(context: Context, step: str) -> tuple[str, ...]:
+    """images -> backbone.safetensors."""
+    cfg, data = context.cfg, context.dataset
+    checkpoint = context.checkpoint(step)
+    backbone = squeeze(
+        cfg.squeeze,
+        data.train,
+        data.val,
+        data.image_size,
+        cfg.seed,
+        context.device,
+        checkpoint,
+        context.run.log,
+    )
+    about = {
+        **_about(backbone),
+        "objective": cfg.squeeze.objective.name,
+        "epoch": cfg.squeeze.epochs,
+    }
+    folder = context.run.folder(step)
+    save_weights(folder / "backbone.safetensors", backbone.state_dict(), about)
+    checkpoint.remove()
+    return ("backbone.safetensors",)
+
+
+def run_probe(context: Context, step: str) -> tuple[str, ...]:
+    """backbone -> teacher.safetensors, with its accuracy on the real validation images."""
+    cfg, data = context.cfg, context.dataset
+    backbone, about = context.network("squeeze", "backbone.safetensors")
+    result = probe(cfg.probe, backbone, data.train, data.val, cfg.seed, context.device)
+    about = {
+        **about,
+        **_about(result.teacher),
+        "classes": list(data.train.classes),
+        "mean": data.train.mean,
+        "std": data.train.std,
+        "l2": result.l2,
+        "val_top1": result.accuracy.top1,
+        "val_top5": result.accuracy.top5,
+    }
+    context.run.log(step, l2=result.l2, val_top1=result.accuracy.top1)
+    print(f"  teacher: {result.accuracy.top1:.1f} % on the {len(data.val)} validation images")
+    save_weights(
+        context.run.folder(step) / "teacher.safetensors", result.teacher.state_dict(), about
+    )
+    return ("teacher.safetensors",)
+
+
+def run_recover(context: Context, step: str) -> tuple[str, ...]:
+    """teacher -> images.h5; `recover_real` starts from random real images, `recover` from noise."""
+    cfg = context.cfg
+    settings = cfg.recover_real if step == "recover_real" else cfg.recover
+    assert settings is not None
+    teacher, about = context.network("probe", "teacher.safetensors")
+    start = _start_images(context, settings)
+    batches = batches_of(cfg.ipc, len(about["classes"]), settings.batch, start)
+    shards = context.run.folder(step) / "shards"
+    with Bar(step, len(batches) * settings.iterations) as bar:
+        for batch in batches:
+            shard = shards / f"batch-{batch.index:05d}.safetensors"
+            if shard.exists():
+                bar.advance(settings.iterations)
+                continue
+            checkpoint = context.checkpoint(step)
+            images = recover(
+                settings,
+                teacher,
+                batch,
+                about["image_size"],
+                about["mean"],
+                about["std"],
+                cfg.seed,
+                context.device,
+                checkpoint,
+                lambda note: bar.advance(note=note),
+                partial(context.run.log, step),
+            )
+            save_weights(shard, {"images": images}, {"index": batch.index})
+            checkpoint.remove()
+    images = torch.cat([load_weights(path)[0]["images"] for path in sorted(shards.iterdir())])
+    labels = torch.cat([batch.labels for batch in batches])
+    header = _header(context, about, "none")
+    write_distilled(context.run.folder(step) / "images.h5", header, images, labels.int(), None)
+    _remove_shards(shards)
+    return ("images.h5",)
+
+
+def run_relabel(context: Context, step: str) -> tuple[str, ...]:
+    """teacher + recovered images -> the distilled file."""
+    source = "recover_real" if step == "relabel_real" else "recover"
+    data = DistilledDataset.open(context.run.path / source / "images.h5")
+    file = next(arm.file for arm in ARMS if arm.step == step)
+    return _label(context, step, data.images, data.labels, file, context.cfg.method)
+
+
+def run_baseline(context: Context, step: str) -> tuple[str, ...]:
+    """Random real images at the same ipc, labelled by the same teacher in the same way."""
+    train = context.dataset.train
+    rows = random_real(train, context.cfg.ipc, context.cfg.seed)
+    return _label(
+        context, step, train.read(rows).cpu(), train.labels[rows], "random_real.h5", "random"
+    )
+
+
+def run_posttrain(context: Context, step: str) -> tuple[str, ...]:
+    """The distilled files -> results.json: students of every arm, kind of label and seed."""
+    cfg, val = context.cfg.posttrain, context.dataset.val
+    rows = context.run.folder(step) / "rows"
+    plan = [
+        (arm, labels, seed)
+        for seed in range(cfg.seeds)
+        for arm in context.arms()
+        for labels in cfg.labels
+    ]
+    with Bar(step, len(plan) * cfg.epochs) as bar:
+        for arm, labels, seed in plan:
+            row = rows / f"{arm.step}-{labels}-{seed}.json"
+            if row.exists():
+                bar.advance(cfg.epochs)
+            else:
+                _train_row(context, step, arm, labels, seed, row, bar)
+    scores = [json.loads(path.read_text()) for path in sorted(rows.glob("*.json"))]
+    result = {
+        "protocol": cfg.model_dump(),
+        "val_images": len(val.labels),
+        "rows": scores,
+    }
+    write_json(context.run.folder(step) / "results.json", result)
+    return ("results.json",)
+
+
+def _train_row(
+    context: Context, step: str, arm: Arm, labels: Labels, seed: int, row: Path, bar: Bar
+) -> None:
+    """Train one student and write its scores: those of the last epoch."""
+    cfg, val, device = context.cfg.posttrain, context.dataset.val, context.device
+    data = DistilledDataset.open(context.run.path / arm.step / arm.file, device)
+    run_seed = 1000 * context.cfg.seed + seed
+    student = new_student(cfg.arch, data, run_seed)
+    checkpoint = context.checkpoint(step)
+    before = bar.done
+
+    def after_epoch(epoch: int) -> None:
+        bar.done = before + epoch - 1
+        bar.advance(note=f"{arm.name}, {labels} labels, seed {seed}")
+        if cfg.evaluate_every and epoch % cfg.evaluate_every == 0:
+            top1 = evaluate(student, val, device).top1
+            context.run.log(step, arm=arm.name, labels=labels, seed=seed, epoch=epoch, top1=top1)
+
+    train_student(
+        cfg,
+        student,
+        data,
+        labels,
+        run_seed,
+        device,
+        checkpoint,
+        after_epoch=after_epoch,
+    )
+    score = evaluate(student, val, device)
+    record = {
+        "arm": arm.name,
+        "labels": labels,
+        "seed": seed,
+        "top1": score.top1,
+        "top5": score.top5,
+        "steps": cfg.epochs * data.steps(cfg.batch),
+        "label_bytes": data.label_bytes if labels == "soft" else 0,
+    }
+    context.run.log(step, **record)
+    write_json(row, record)
+    checkpoint.remove()
+
+
+def _label(
+    context: Context, step: str, images: Tensor, labels: Tensor, file: str, method: str
+) -> tuple[str, ...]:
+    """Label stored views shard by shard, then write the distilled file from the shards."""
+    cfg = context.cfg.relabel
+    teacher, about = context.network("probe", "teacher.safetensors")
+    classes = len(about["classes"])
+    print(f"  soft labels: {size(2 * cfg.views * len(images) * classes)} ({cfg.codec})")
+    shards = context.run.folder(step) / "shards"
+    stride = max(1, IMAGES_PER_SHARD // len(images))
+    ranges = [(first, min(first + stride, cfg.views)) for first in range(0, cfg.views, stride)]
+    with Bar(step, cfg.views) as bar:
+        for first, last in ranges:
+            shard = shards / f"views-{first:05d}.safetensors"
+            if not shard.exists():
+                records, logits = relabel(
+                    cfg,
+                    teacher,
+                    images,
+                    about["mean"],
+                    about["std"],
+                    context.cfg.seed,
+                    first,
+                    last,
+                    context.device,
+                )
+                tensors = {"logits": logits, **records.parameters}
+                save_weights(shard, tensors, {"ops": records.ops, "padding": records.padding})
+            bar.advance(last - first)
+    header = _header(context, about, "logits", method)
+    target = context.run.folder(step) / file
+    write_distilled(target, header, images, labels.int(), _blocks(shards), cfg.views)
+    _remove_shards(shards)
+    return (file,)
+
+
+def _blocks(shards: Path) -> Iterator[tuple[ViewRecords, Tensor]]:
+    for path in sorted(shards.iterdir()):
+        tensors, about = load_weights(path)
+        logits = tensors.pop("logits")
+        yield ViewRecords(tuple(about["ops"]), tensors, about["padding"]), logits
+
+
+def _remove_shards(folder: Path) -> None:
+    """Shards are our own and their content is in a finished file."""
+    for path in folder.iterdir():
+        path.unlink()
+    folder.rmdir()
+
+
+def _start_images(context: Context, settings: RecoverConfig) -> Tensor | None:
+    """Real images to start from, the same that the baseline uses; None for noise."""
+    if settings.start == "noise":
+        return None
+    train = context.dataset.train
+    return train.read(random_real(train, context.cfg.ipc, context.cfg.seed)).cpu()
+
+
+def _about(model: nn.Module) -> dict[str, Any]:
+    names = ("arch", "image_size", "num_classes", "stem")
+    return {name: getattr(model, name) for name in names}
+
+
+def _header(
+    context: Context, teacher: dict[str, Any], target_kind: str, method: str | None = None
+) -> Header:
+    cfg = context.cfg
+    weights = context.run.path / "probe" / "teacher.safetensors"
+    return Header(
+        kind="dense",
+        target_kind=target_kind,
+        target_dim=len(teacher["classes"]) if target_kind == "logits" else 0,
+        method=method or cfg.method,
+        recipe=cfg.recipe,
+        dataset=context.dataset.name,
+        class_names=tuple(teacher["classes"]),
+        mean=tuple(teacher["mean"]),
+        std=tuple(teacher["std"]),
+        image_size=teacher["image_size"],
+        ipc=cfg.ipc,
+        budget_n=None,
+        seed=cfg.seed,
+        config=cfg.model_dump(mode="json"),
+        versions=versions(),
+        teacher={
+            "arch": teacher["arch"],
+            "stem": teacher["stem"],
+            "objective": teacher["objective"],
+            "epoch": teacher["epoch"],
+            "val_top1": teacher["val_top1"],
+            "weights": sha256_of(weights),
+            "bn": cfg.relabel.teacher_bn,
+        },
+    )
