@@ -11,6 +11,8 @@ class MatchedBatchNorm2d(nn.Module):
 
     running_mean: Tensor
     running_var: Tensor
+    scale: Tensor
+    shift: Tensor
 
     def __init__(self, norm: nn.BatchNorm2d, weight: float) -> None:
         super().__init__()
@@ -28,7 +30,7 @@ class MatchedBatchNorm2d(nn.Module):
         self.matching_loss = torch.zeros(())
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise [B, C, H, W] by the running statistics; compare those of the batch with them."""
+        """Normalise [B, C, H, W] by the running statistics; compare the batch with them."""
         var, mean = torch.var_mean(x.float(), dim=(0, 2, 3), unbiased=False)
         self.matching_loss = self.weight * (
             torch.linalg.vector_norm(mean - self.running_mean)

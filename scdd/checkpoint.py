@@ -1,9 +1,9 @@
 """Weights as safetensors, and the rolling checkpoint of a loop that may be killed."""
 
 import json
-from pickle import UnpicklingError
 import time
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -64,7 +64,7 @@ def fill(model: nn.Module, weights: dict[str, Tensor], origin: Path) -> nn.Modul
 
 
 class Checkpoint:
-    """The state of a loop, saved at most every `minutes`, so that a kill loses no more than that."""
+    """The state of a loop, saved every `minutes`, so that a kill loses no more than that."""
 
     def __init__(self, path: Path | None, minutes: float) -> None:
         self.path, self.seconds = path, 60 * minutes

@@ -1,4 +1,4 @@
-"""The command `scdd`: parses, loads, calls. torch is imported inside commands, so help is instant."""
+"""The command `scdd`: parses, loads, calls; imports torch inside commands, so help is instant."""
 
 import os
 import signal
@@ -133,8 +133,8 @@ def evaluate(
     device: DeviceOption = "auto",
 ) -> None:
     """Train a student on a distilled file and score it on real validation images."""
-    from scdd.evaluation import evaluate_file
     from scdd.device import resolve_device
+    from scdd.evaluation import evaluate_file
 
     print(evaluate_file(file, arch, data, labels, seeds, overrides or [], resolve_device(device)))
 

@@ -1,8 +1,8 @@
-"""What can go wrong for a user, by who can mend it: their input (UserError) or the run (RunError)."""
+"""What can go wrong, by who can mend it: the user's input (UserError) or the run (RunError)."""
 
 
 class UserError(Exception):
-    """Something the user gave cannot be used; the message says where, what was found, what to do."""
+    """Something the user gave cannot be used: where, what was found, what to do."""
 
 
 class ConfigError(UserError):

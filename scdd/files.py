@@ -24,7 +24,10 @@ def replacing(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        temporary.touch()
+        mode = temporary.stat().st_mode
         yield temporary
+        temporary.chmod(mode)  # Some writers make a file that only its owner can read.
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(path)

@@ -113,7 +113,7 @@ def _remarks() -> list[str]:
         "- `distilled` starts from noise: no real pixel is in it. `real start` begins with real",
         "  images and changes them. `random real` is untouched training images: what the other",
         "  rows have to be compared with, under the same labels and the same training.",
-        "- Soft labels are the teacher's logits on stored views; hard labels are the classes alone,",
+        "- Soft labels are the teacher's logits on stored views; hard labels are the classes,",
         "  on the same views and for the same number of steps.",
     ]
 

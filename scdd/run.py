@@ -8,7 +8,7 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,8 @@ PACKAGES = ("torch", "torchvision", "timm", "h5py", "numpy", "pydantic", "torch-
 class RunDirectory:
     """Where one configuration's steps leave what they made.
 
-    `<step>/done.json` is written last, so its presence proves a complete step. `<step>/settings.json`
-    is written first, so half a step is never taken up under other settings.
+    `<step>/done.json` is written last, so its presence proves a complete step;
+    `<step>/settings.json` is written first, so half a step is never taken up under others.
     """
 
     def __init__(self, path: Path) -> None:
@@ -177,7 +177,7 @@ class RunDirectory:
             file.write(json.dumps(line) + "\n")
 
     def _publish(self, made: Path) -> None:
-        """Show an output at the top of the run directory: the same file, not a copy, if possible."""
+        """Show an output at the top of the run directory: the same file, if links work there."""
         shown = self.path / made.name
         temporary = shown.with_name(f".{shown.name}.link")
         temporary.unlink(missing_ok=True)
@@ -227,10 +227,9 @@ class PeakMemory:
     """Highest resident memory of this process since the object was made, in bytes."""
 
     def __init__(self) -> None:
-        try:
+        # Where it fails (not Linux), the peak since the process started is the best there is.
+        with suppress(OSError):
             Path("/proc/self/clear_refs").write_text("5")
-        except OSError:
-            pass  # Not Linux: the peak since the process started is the best there is.
 
     def read(self) -> int:
         """Peak so far."""

@@ -1,4 +1,4 @@
-"""Every random draw takes a generator made here from what it is for, so no draw depends on history."""
+"""Every draw takes a generator made from what it is for, so no draw depends on history."""
 
 import contextlib
 import hashlib

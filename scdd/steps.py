@@ -1,4 +1,4 @@
-"""The steps of a run: each reads its inputs from the run directory, calls a stage, writes its files.
+"""The steps of a run: each reads files of earlier steps, calls a stage, writes its own files.
 
 Long steps work in shards (a batch of images, a range of views, a student), each written whole, and
 go on after a kill with the first shard that is missing.

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -46,7 +46,7 @@ def make_optimizer(
 ) -> torch.optim.Optimizer:
     """Return SGD or AdamW; without `decay_all` only tensors of two axes and more decay."""
     trained = [p for p in model.parameters() if p.requires_grad]
-    groups = [
+    groups: list[dict[str, Any]] = [
         {"params": [p for p in trained if decay_all or p.ndim > 1]},
         {"params": [p for p in trained if not (decay_all or p.ndim > 1)], "weight_decay": 0.0},
     ]

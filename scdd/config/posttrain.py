@@ -30,7 +30,7 @@ class PosttrainConfig(Section):
     """Softens both sides of the KL divergence; no effect on hard labels."""
     scale_loss: bool = False
     """Multiply the KL loss by temperature**2 (needed with SGD)."""
-    labels: tuple[Literal["soft", "hard"], ...] = Field(("soft", "hard"), min_length=1)
+    labels: Annotated[tuple[Literal["soft", "hard"], ...], Field(min_length=1)] = ("soft", "hard")
     seeds: PositiveInt = 1
     """Students per row of the table."""
     evaluate_every: NonNegativeInt = 0

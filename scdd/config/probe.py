@@ -10,12 +10,12 @@ from scdd.config.section import Range, Section
 class ProbeConfig(Section):
     """Multinomial logistic regression on standardised, cached, eval-mode features."""
 
-    l2: tuple[NonNegativeFloat, ...] = Field((1e-4, 1e-3, 1e-2), min_length=1)
+    l2: Annotated[tuple[NonNegativeFloat, ...], Field(min_length=1)] = (1e-4, 1e-3, 1e-2)
     """Weight penalties to try; the best on a held-out part of train is used."""
     iterations: PositiveInt = 200
     """L-BFGS iterations."""
     crops: NonNegativeInt = 1
-    """Random resized crops of each image beside the whole image, so that crops are classified too."""
+    """Random resized crops of each image beside the whole one, so that crops are classified too."""
     crop_scale: Range = (0.3, 1.0)
     flip: bool = True
     """Flip the crops at random; false where left and right differ in meaning."""

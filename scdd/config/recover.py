@@ -14,7 +14,7 @@ class RecoverConfig(Section):
     """Gaussian noise (no real image is read), or random real images of the class."""
     iterations: PositiveInt = 1000
     batch: PositiveInt = 100
-    """Images whose statistics are matched together: consecutive rows, all classes of an ipc index."""
+    """Images whose statistics are matched together: consecutive rows of the rank-major order."""
     lr: PositiveFloat = 0.1
     """Adam's peak rate in normalised pixel space; cosine to 0."""
     betas: tuple[Probability, Probability] = (0.5, 0.9)

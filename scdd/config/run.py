@@ -20,7 +20,7 @@ class RunConfig(Section):
     """One line for `scdd presets`."""
     method: Literal["scdd"] = "scdd"
     recipe: Literal["paper", "best", "custom"] = "custom"
-    """paper: SC-DD as published; best: what the field has learnt since; custom: your own settings."""
+    """paper: SC-DD as published; best: what the field has learnt since; custom: neither."""
     seed: NonNegativeInt = 0
     ipc: PositiveInt = 10
     """Images per class."""

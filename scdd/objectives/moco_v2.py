@@ -65,8 +65,8 @@ class MocoV2(nn.Module):
 
     @torch.no_grad()
     def _follow(self) -> None:
-        online = [*self.backbone.parameters(), *self.head.parameters()]
-        slow = list(self.key_encoder.parameters())
+        online: list[Tensor] = [*self.backbone.parameters(), *self.head.parameters()]
+        slow: list[Tensor] = list(self.key_encoder.parameters())
         torch._foreach_lerp_(slow, online, 1 - self.cfg.momentum)
 
     @torch.no_grad()

@@ -5,7 +5,7 @@ SC-DD (arXiv:2404.07976), Eq. 8 and 9; the loop is SRe2L's (arXiv:2306.13092).
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +23,8 @@ from scdd.training import cosine, set_lr
 Advance = Callable[[str], None]
 
 
-class Batch(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Batch:
     """Rows of the distilled set that are recovered together."""
 
     index: int

@@ -59,7 +59,7 @@ def _parts(records: ViewRecords, view: int, count: int, batch: int) -> list[Tens
 
 @contextmanager
 def _frozen(teacher: nn.Module, batch_statistics: bool) -> Iterator[None]:
-    """Eval mode; with `batch_statistics` BatchNorm uses those of its input and keeps its buffers."""
+    """Eval mode; with `batch_statistics` BatchNorm uses those of its input, buffers untouched."""
     teacher.eval()
     norms = [m for m in teacher.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     buffers = [(norm.running_mean, norm.running_var) for norm in norms]
