@@ -1,6 +1,7 @@
 """Random views of a batch of images: every draw is per sample, every operation runs on the device.
 
-Images are float [B, 3, H, W] with values in [0, 1] unless said otherwise. Each operation follows
+Images are float [B, 3, H, W] with values in [0, 1] unless said otherwise; generators are on their
+device. Each operation follows
 torchvision's transform of the same name, which the tests compare it with.
 """
 
@@ -18,7 +19,7 @@ ATTEMPTS = 10
 
 
 def augment(images: Tensor, cfg: AugmentConfig, generator: torch.Generator) -> Tensor:
-    """Return one random view of each image: crop, flip, jitter, grey, blur. [B, 3, H, W]."""
+    """Return one random view of each square image: crop, flip, jitter, grey, blur. [B, 3, S, S]."""
     count, _, height, width = images.shape
     boxes = random_resized_boxes(count, height, width, cfg.crop_scale, generator)
     images = resized_crop(images, boxes, height, chance(count, cfg.flip, generator))
@@ -158,7 +159,6 @@ def adjust_hue(images: Tensor, shift: Tensor) -> Tensor:
         (green - blue) / safe,
         torch.where(value == green, 2 + (blue - red) / safe, 4 + (red - green) / safe),
     )
-    sector = torch.where(chroma == 0, torch.zeros_like(sector), sector)
     sector = (sector + 6 * shift[:, None, None]) % 6
     offsets = torch.tensor([5.0, 3.0, 1.0], device=images.device, dtype=images.dtype)
     k = (sector.unsqueeze(1) + offsets.view(1, 3, 1, 1)) % 6

@@ -79,8 +79,9 @@ def distill(
         print(estimate(cfg, where))
         return
     from scdd import pipeline
+    from scdd.progress import say
 
-    print(f"{target}: {cfg.method}, recipe {cfg.recipe}, dataset {cfg.dataset.name}, {where}")
+    say(f"{target}: {cfg.method}, recipe {cfg.recipe}, dataset {cfg.dataset.name}, {where}")
     pipeline.distill(cfg, target, where, until, redo)
 
 

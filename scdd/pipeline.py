@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,10 @@ import torch
 import yaml
 
 from scdd.config.run import RunConfig
+from scdd.distributed import joined
 from scdd.errors import ConfigError, RunError
 from scdd.files import replacing, write_json
-from scdd.progress import duration
+from scdd.progress import duration, say
 from scdd.report import print_report, run_report
 from scdd.run import PeakMemory, RunDirectory, environment, file_digests
 from scdd.steps import (
@@ -32,7 +34,7 @@ class Step:
 
     `sections` are the parts of the configuration that the step depends on, `inputs` the steps
     whose files it reads, `shown` the files that also stand at the top of the run directory, and
-    `reads_images` tells whether it sees real images.
+    `reads_images` tells whether it sees real images, `sharded` whether ranks share its work.
     """
 
     name: str
@@ -41,12 +43,13 @@ class Step:
     inputs: tuple[str, ...] = ()
     shown: tuple[str, ...] = ()
     reads_images: bool = True
+    sharded: bool = False
 
 
 SCDD = (
     Step("squeeze", run_squeeze, ("squeeze",)),
     Step("probe", run_probe, ("probe",), ("squeeze",), ("teacher.safetensors",)),
-    Step("recover", run_recover, ("recover", "ipc"), ("probe",), reads_images=False),
+    Step("recover", run_recover, ("recover", "ipc"), ("probe",), reads_images=False, sharded=True),
     Step(
         "relabel",
         run_relabel,
@@ -54,8 +57,9 @@ SCDD = (
         ("probe", "recover"),
         ("distilled.h5",),
         reads_images=False,
+        sharded=True,
     ),
-    Step("recover_real", run_recover, ("recover_real", "ipc"), ("probe",)),
+    Step("recover_real", run_recover, ("recover_real", "ipc"), ("probe",), sharded=True),
     Step(
         "relabel_real",
         run_relabel,
@@ -63,14 +67,18 @@ SCDD = (
         ("probe", "recover_real"),
         ("real_start.h5",),
         reads_images=False,
+        sharded=True,
     ),
-    Step("baseline", run_baseline, ("relabel", "ipc"), ("probe",), ("random_real.h5",)),
+    Step(
+        "baseline", run_baseline, ("relabel", "ipc"), ("probe",), ("random_real.h5",), sharded=True
+    ),
     Step(
         "posttrain",
         run_posttrain,
         ("posttrain",),
         ("relabel", "relabel_real", "baseline"),
         ("results.json",),
+        sharded=True,
     ),
     Step(
         "report",
@@ -113,33 +121,43 @@ def distill(
     run = RunDirectory(out)
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
-    with run.locked():
-        if redo:
-            _set_aside(run, steps, redo)
-        for step in steps:
-            run.check_settings(step.name, _settings(cfg, step))
-        _remember(run, cfg, str(device))
+    with joined() as world, run.locked() if world.leads else nullcontext():
+        device = world.device(torch.device(device))
+        if world.leads:
+            if redo:
+                _set_aside(run, steps, redo)
+            for step in steps:
+                run.check_settings(step.name, _settings(cfg, step))
+            _remember(run, cfg, str(device))
         names = tuple(step.name for step in steps)
-        context = Context(cfg, run, torch.device(device), names)
+        context = Context(cfg, run, device, names, world)
         for step in wanted:
             _run_step(context, step)
-        if wanted == steps:
+        if wanted == steps and world.leads:
             print_report(run.path)
     return out
 
 
 def _run_step(context: Context, step: Step) -> None:
-    """Skip a finished step; otherwise run it and write its done marker last."""
-    run = context.run
-    inputs = _inputs(context, step)
-    run.check_inputs(step.name, inputs)
+    """Skip a finished step; otherwise run it and write its done marker last.
+
+    Rank 0 decides and records; the others help where the step is sharded, and else wait.
+    """
+    run, world = context.run, context.world
+    world.barrier()  # What the last step wrote is there for every rank.
     done = run.done(step.name)
-    if done is not None:
-        run.check_outputs(step.name, done)
-        print(f"{step.name}: done before ({duration(done['seconds'])})", flush=True)
+    if world.leads:
+        inputs = _inputs(context, step)
+        run.check_inputs(step.name, inputs)
+        if done is not None:
+            run.check_outputs(step.name, done)
+            say(f"{step.name}: done before ({duration(done['seconds'])})")
+        else:
+            say(f"{step.name}: running")
+            run.begin(step.name, _settings(context.cfg, step), inputs)
+    world.barrier()
+    if done is not None or not (world.leads or step.sharded):
         return
-    print(f"{step.name}: running", flush=True)
-    run.begin(step.name, _settings(context.cfg, step), inputs)
     if context.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(context.device)
     memory, started = PeakMemory(), time.monotonic()
@@ -150,13 +168,15 @@ def _run_step(context: Context, step: Step) -> None:
             f"{step.name}: out of memory on {context.device} ({error}); lower {step.name}.batch, "
             "then run the same command again"
         ) from error
+    if not world.leads:
+        return
     seconds = time.monotonic() - started
     peak = {"host": memory.read()}
     if context.device.type == "cuda":
         peak["device"] = torch.cuda.max_memory_allocated(context.device)
     digests = file_digests(run.folder(step.name), names)
     run.finish(step.name, digests, step.shown, seconds, peak)
-    print(f"{step.name}: {duration(seconds)}", flush=True)
+    say(f"{step.name}: {duration(seconds)}")
 
 
 def _settings(cfg: RunConfig, step: Step) -> dict[str, Any]:
@@ -177,7 +197,7 @@ def _set_aside(run: RunDirectory, steps: Sequence[Step], redo: str) -> None:
     names = [step.name for step in steps[_position(steps, redo, "--redo") :]]
     aside = run.set_aside(names)
     if aside is not None:
-        print(f"moved {names[0]} and what follows from it to {aside}")
+        say(f"moved {names[0]} and what follows from it to {aside}")
 
 
 def _position(steps: Sequence[Step], name: str, option: str) -> int:

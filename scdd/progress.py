@@ -1,5 +1,6 @@
 """Progress for people: a bar with ETA on a terminal, a plain line now and then in a log."""
 
+import os
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -10,6 +11,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 T = TypeVar("T")
+
+RANK = "RANK"
+"""Where torchrun says which of several processes this is; only the first one speaks."""
 
 SECONDS_BETWEEN_LINES = 10.0
 
@@ -25,7 +29,7 @@ class Bar:
 
     def __enter__(self) -> Self:
         console = Console(file=sys.stderr)
-        if console.is_terminal:
+        if console.is_terminal and _speaks():
             self._rich = Progress(
                 TextColumn("{task.description:<22}"),
                 BarColumn(bar_width=30),
@@ -49,7 +53,8 @@ class Bar:
             self._rich.update(self._task, completed=self.done, note=note)
             return
         now = time.monotonic()
-        if now - self._last_line >= SECONDS_BETWEEN_LINES and self.done < self.total:
+        due = now - self._last_line >= SECONDS_BETWEEN_LINES
+        if due and self.done < self.total and _speaks():
             self._last_line = now
             rate = (self.done - self._first) / (now - self._started)
             eta = (self.total - self.done) / rate if rate > 0 else float("inf")
@@ -78,6 +83,12 @@ def track(iterable: Iterable[T], total: int, label: str) -> Iterator[T]:
             bar.advance()
 
 
+def say(line: str) -> None:
+    """Print a line, once for all processes of a run."""
+    if _speaks():
+        print(line, flush=True)
+
+
 def duration(seconds: float) -> str:
     """Write a time for people: `8 s`, `3 min 20 s`, `2 h 05 min`."""
     if seconds == float("inf"):
@@ -88,3 +99,7 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60:02d} s"
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def _speaks() -> bool:
+    return os.environ.get(RANK, "0") == "0"

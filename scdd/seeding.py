@@ -17,7 +17,9 @@ def generator(
     indices give unrelated streams.
     """
     word = int.from_bytes(hashlib.sha256(purpose.encode()).digest()[:8], "little")
-    entropy = np.random.SeedSequence([seed, word, *index]).generate_state(1, np.uint64)[0]
+    # As a spawn key of whole 64-bit words: a plain list runs (1, "a") and (1, "a", 0) together.
+    key = np.array([word, *index], dtype=np.uint64).astype("<u8").view("<u4").tolist()
+    entropy = np.random.SeedSequence(seed, spawn_key=key).generate_state(1, np.uint64)[0]
     return torch.Generator(device=device).manual_seed(int(entropy) & (2**63 - 1))
 
 

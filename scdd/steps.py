@@ -6,7 +6,7 @@ go on after a kill with the first shard that is missing.
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,10 @@ from scdd.config.recover import RecoverConfig
 from scdd.config.run import RunConfig
 from scdd.datasets import Dataset, load_dataset
 from scdd.distilled import DistilledDataset, Header, ViewRecords, write_distilled
+from scdd.distributed import World
 from scdd.files import sha256_of, write_json
 from scdd.models import create_model
-from scdd.progress import Bar
+from scdd.progress import Bar, say
 from scdd.run import RunDirectory, versions
 from scdd.stages.posttrain import Labels, new_student, train_student
 from scdd.stages.probe import probe
@@ -60,15 +61,16 @@ class Context:
     run: RunDirectory
     device: torch.device
     step_names: tuple[str, ...]
+    world: World = field(default_factory=World)
 
     @cached_property
     def dataset(self) -> Dataset:
         """The real images."""
         return load_dataset(self.cfg.dataset)
 
-    def checkpoint(self, step: str) -> Checkpoint:
-        """The rolling checkpoint of a step."""
-        path = self.run.folder(step) / "checkpoint.pt"
+    def checkpoint(self, step: str, shard: str = "") -> Checkpoint:
+        """The rolling checkpoint of a step, or of one shard of it."""
+        path = self.run.folder(step) / f"{shard or step}.checkpoint"
         return Checkpoint(path, self.cfg.checkpoint_minutes)
 
     def network(self, step: str, file: str) -> tuple[nn.Module, dict[str, Any]]:
@@ -125,7 +127,7 @@ def run_probe(context: Context, step: str) -> tuple[str, ...]:
         "val_top5": result.accuracy.top5,
     }
     context.run.log(step, l2=result.l2, val_top1=result.accuracy.top1)
-    print(f"  teacher: {result.accuracy.top1:.1f} % on the {len(data.val)} validation images")
+    say(f"  teacher: {result.accuracy.top1:.1f} % on the {len(data.val)} validation images")
     save_weights(
         context.run.folder(step) / "teacher.safetensors", result.teacher.state_dict(), about
     )
@@ -134,20 +136,21 @@ def run_probe(context: Context, step: str) -> tuple[str, ...]:
 
 def run_recover(context: Context, step: str) -> tuple[str, ...]:
     """teacher -> images.h5; `recover_real` starts from random real images, `recover` from noise."""
-    cfg = context.cfg
+    cfg, target = context.cfg, context.run.folder(step) / "images.h5"
+    shards = context.run.folder(step) / "shards"
     settings = cfg.recover_real if step == "recover_real" else cfg.recover
     assert settings is not None
     teacher, about = context.network("probe", "teacher.safetensors")
     start = _start_images(context, settings)
     batches = batches_of(cfg.ipc, len(about["classes"]), settings.batch, start)
-    shards = context.run.folder(step) / "shards"
-    with Bar(step, len(batches) * settings.iterations) as bar:
-        for batch in batches:
+    mine = context.world.share(batches)
+    with Bar(step, len(mine) * settings.iterations) as bar:
+        for batch in mine:
             shard = shards / f"batch-{batch.index:05d}.safetensors"
-            if shard.exists():
+            if shard.exists() or target.exists():
                 bar.advance(settings.iterations)
                 continue
-            checkpoint = context.checkpoint(step)
+            checkpoint = context.checkpoint(step, f"batch-{batch.index:05d}")
             images = recover(
                 settings,
                 teacher,
@@ -163,11 +166,13 @@ def run_recover(context: Context, step: str) -> tuple[str, ...]:
             )
             save_weights(shard, {"images": images}, {"index": batch.index})
             checkpoint.remove()
-    images = torch.cat([load_weights(path)[0]["images"] for path in sorted(shards.iterdir())])
-    labels = torch.cat([batch.labels for batch in batches])
-    header = _header(context, about, "none")
-    write_distilled(context.run.folder(step) / "images.h5", header, images, labels.int(), None)
-    _remove_shards(shards)
+    context.world.barrier()
+    if context.world.leads and not target.exists():
+        images = torch.cat([load_weights(path)[0]["images"] for path in sorted(shards.iterdir())])
+        labels = torch.cat([batch.labels for batch in batches])
+        write_distilled(target, _header(context, about, "none"), images, labels.int(), None)
+    if context.world.leads:
+        _remove_shards(shards)
     return ("images.h5",)
 
 
@@ -198,20 +203,23 @@ def run_posttrain(context: Context, step: str) -> tuple[str, ...]:
         for arm in context.arms()
         for labels in cfg.labels
     ]
-    with Bar(step, len(plan) * cfg.epochs) as bar:
-        for arm, labels, seed in plan:
+    mine = context.world.share(plan)
+    with Bar(step, len(mine) * cfg.epochs) as bar:
+        for arm, labels, seed in mine:
             row = rows / f"{arm.step}-{labels}-{seed}.json"
             if row.exists():
                 bar.advance(cfg.epochs)
             else:
                 _train_row(context, step, arm, labels, seed, row, bar)
+    context.world.barrier()
     scores = [json.loads(path.read_text()) for path in sorted(rows.glob("*.json"))]
     result = {
         "protocol": cfg.model_dump(),
         "val_images": len(val.labels),
         "rows": scores,
     }
-    write_json(context.run.folder(step) / "results.json", result)
+    if context.world.leads:
+        write_json(context.run.folder(step) / "results.json", result)
     return ("results.json",)
 
 
@@ -223,7 +231,7 @@ def _train_row(
     data = DistilledDataset.open(context.run.path / arm.step / arm.file, device)
     run_seed = 1000 * context.cfg.seed + seed
     student = new_student(cfg.arch, data, run_seed)
-    checkpoint = context.checkpoint(step)
+    checkpoint = context.checkpoint(step, row.stem)
     before = bar.done
 
     def after_epoch(epoch: int) -> None:
@@ -265,14 +273,15 @@ def _label(
     cfg = context.cfg.relabel
     teacher, about = context.network("probe", "teacher.safetensors")
     classes = len(about["classes"])
-    print(f"  soft labels: {size(2 * cfg.views * len(images) * classes)} ({cfg.codec})")
-    shards = context.run.folder(step) / "shards"
+    say(f"  soft labels: {size(2 * cfg.views * len(images) * classes)} ({cfg.codec})")
+    target, shards = context.run.folder(step) / file, context.run.folder(step) / "shards"
     stride = max(1, IMAGES_PER_SHARD // len(images))
     ranges = [(first, min(first + stride, cfg.views)) for first in range(0, cfg.views, stride)]
-    with Bar(step, cfg.views) as bar:
-        for first, last in ranges:
+    mine = context.world.share(ranges)
+    with Bar(step, sum(last - first for first, last in mine)) as bar:
+        for first, last in mine:
             shard = shards / f"views-{first:05d}.safetensors"
-            if not shard.exists():
+            if not (shard.exists() or target.exists()):
                 records, logits = relabel(
                     cfg,
                     teacher,
@@ -287,10 +296,12 @@ def _label(
                 tensors = {"logits": logits, **records.parameters}
                 save_weights(shard, tensors, {"ops": records.ops, "padding": records.padding})
             bar.advance(last - first)
-    header = _header(context, about, "logits", method)
-    target = context.run.folder(step) / file
-    write_distilled(target, header, images, labels.int(), _blocks(shards), cfg.views)
-    _remove_shards(shards)
+    context.world.barrier()
+    if context.world.leads and not target.exists():
+        header = _header(context, about, "logits", method)
+        write_distilled(target, header, images, labels.int(), _blocks(shards), cfg.views)
+    if context.world.leads:
+        _remove_shards(shards)
     return (file,)
 
 
@@ -303,9 +314,10 @@ def _blocks(shards: Path) -> Iterator[tuple[ViewRecords, Tensor]]:
 
 def _remove_shards(folder: Path) -> None:
     """Shards are our own and their content is in a finished file."""
-    for path in folder.iterdir():
-        path.unlink()
-    folder.rmdir()
+    if folder.exists():
+        for path in folder.iterdir():
+            path.unlink()
+        folder.rmdir()
 
 
 def _start_images(context: Context, settings: RecoverConfig) -> Tensor | None:

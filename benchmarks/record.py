@@ -1,0 +1,68 @@
+"""Turn a finished run directory into a result file that the tables are built from.
+
+    python benchmarks/record.py runs/digits benchmarks/results/digits.json
+
+Scores, times and peak memory are copied from the run; hardware, versions and command from its
+environment.json; the commit is that of the checkout, which has to be clean.
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+SCHEMA = "scdd result 1"
+
+
+def record(run: Path) -> dict[str, Any]:
+    """Collect what a table needs to be believed.
+
+    Raises:
+        SystemExit: if the run is not finished.
+    """
+    results, environment = run / "results.json", run / "environment.json"
+    if not (run / "report" / "done.json").exists():
+        raise SystemExit(f"{run}: is not a finished run; finish it with scdd distill")
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    steps = {path.parent.name: json.loads(path.read_text()) for path in run.glob("*/done.json")}
+    teacher = [
+        json.loads(line)
+        for line in (run / "metrics.jsonl").read_text().splitlines()
+        if '"stage": "probe"' in line
+    ][-1]
+    scores = json.loads(results.read_text())
+    return {
+        "schema": SCHEMA,
+        "commit": commit(),
+        "environment": json.loads(environment.read_text()),
+        "config": config,
+        "n": config["posttrain"]["seeds"],
+        "val_images": scores["val_images"],
+        "teacher_top1": teacher["val_top1"],
+        "rows": scores["rows"],
+        "seconds": {name: done["seconds"] for name, done in steps.items()},
+        "peak_bytes": {name: done["peak_bytes"] for name, done in steps.items()},
+    }
+
+
+def commit() -> str:
+    """The commit of the checkout, with a mark if it has changes."""
+    root = Path(__file__).resolve().parents[1]
+    head = _git(root, "rev-parse", "--short", "HEAD")
+    return head + ("+changes" if _git(root, "status", "--porcelain", "scdd", "configs") else "")
+
+
+def _git(root: Path, *arguments: str) -> str:
+    done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 3:
+        raise SystemExit(__doc__)
+    target = Path(sys.argv[2])
+    target.write_text(json.dumps(record(Path(sys.argv[1])), indent=2) + "\n")
+    print(target)
