@@ -1,5 +1,6 @@
 """Weights as safetensors, and the rolling checkpoint of a loop that may be killed."""
 
+import io
 import json
 import time
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from scdd.errors import CheckpointError
@@ -18,8 +19,10 @@ from scdd.files import replacing
 def save_weights(path: Path, weights: dict[str, Tensor], about: dict[str, Any]) -> None:
     """Write tensors by name, with `about` (anything JSON can hold) as metadata."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
+    # As bytes first: on a full disk safetensors raises an error of its own, Python an OSError.
+    data = save(tensors, metadata={"scdd": json.dumps(about)})
     with replacing(path) as temporary:
-        save_file(tensors, temporary, metadata={"scdd": json.dumps(about)})
+        temporary.write_bytes(data)
 
 
 def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -32,13 +35,14 @@ def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
+        about = json.loads(metadata["scdd"]) if "scdd" in metadata else None
+    except (OSError, SafetensorError, ValueError) as error:
         raise CheckpointError(
             f"{path}: cannot be read as safetensors ({error}); make it again with --redo"
         ) from error
-    if "scdd" not in metadata:
+    if about is None:
         raise CheckpointError(f"{path}: holds no scdd metadata; give a file that scdd wrote")
-    return weights, json.loads(metadata["scdd"])
+    return weights, about
 
 
 def fill(model: nn.Module, weights: dict[str, Tensor], origin: Path) -> nn.Module:
@@ -63,6 +67,19 @@ def fill(model: nn.Module, weights: dict[str, Tensor], origin: Path) -> nn.Modul
     return model
 
 
+DAMAGED = (
+    OSError,
+    RuntimeError,
+    EOFError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    UnpicklingError,
+)
+"""What torch.load raises for a damaged file, depending on where the damage is."""
+
+
 class Checkpoint:
     """The state of a loop, saved every `minutes`, so that a kill loses no more than that."""
 
@@ -76,7 +93,7 @@ class Checkpoint:
             return None
         try:
             return torch.load(self.path, map_location="cpu", weights_only=True)
-        except (OSError, RuntimeError, EOFError, ValueError, UnpicklingError) as error:
+        except DAMAGED as error:
             raise CheckpointError(
                 f"{self.path}: the checkpoint is damaged; delete it to start this step again"
             ) from error
@@ -89,8 +106,11 @@ class Checkpoint:
     def save(self, state: dict[str, Any]) -> None:
         """Replace the saved state."""
         assert self.path is not None
+        # As bytes first: on a full disk torch raises an error of its own, Python an OSError.
+        data = io.BytesIO()
+        torch.save(state, data)
         with replacing(self.path) as temporary:
-            torch.save(state, temporary)
+            temporary.write_bytes(data.getbuffer())
         self._saved = time.monotonic()
 
     def remove(self) -> None:

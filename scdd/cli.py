@@ -1,5 +1,6 @@
 """The command `scdd`: parses, loads, calls; imports torch inside commands, so help is instant."""
 
+import json
 import os
 import signal
 import sys
@@ -67,7 +68,9 @@ def distill(
 
     changes = list(overrides or [])
     if data is not None:
-        changes = ["dataset.name=image_folder", f"dataset.root={data}", *changes]
+        # Quoted: the value is read as YAML. Whole: a rerun may start in another folder.
+        root = json.dumps(str(data.expanduser().absolute()), ensure_ascii=False)
+        changes = ["dataset.name=image_folder", f"dataset.root={root}", *changes]
     cfg = load_config(config, changes)
     target = out or Path("runs") / find_config(config).stem
     from scdd.device import resolve_device
@@ -170,6 +173,7 @@ def _sentences() -> Iterator[None]:
     usage_error: Any = typer.BadParameter.__mro__[2]
     try:
         yield
+        sys.stdout.flush()  # A reader that has gone is noticed here, not while Python shuts down.
     except UserError as error:
         _fail(f"error: {error}", 2)
     except RunError as error:
@@ -181,6 +185,7 @@ def _sentences() -> Iterator[None]:
         error.show()
         sys.exit(error.exit_code)
     except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
 
 

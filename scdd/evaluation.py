@@ -8,7 +8,7 @@ import torch
 from scdd.companions import companions_of
 from scdd.config.load import posttrain_config, read_run_config
 from scdd.distilled import DistilledDataset
-from scdd.errors import ConfigError
+from scdd.errors import ConfigError, FormatError
 from scdd.progress import Bar
 from scdd.stages.posttrain import Labels, new_student, train_student
 from scdd.tables import mean_sd, table
@@ -32,6 +32,10 @@ def evaluate_file(
     if labels not in ("soft", "hard"):
         raise ConfigError(f"--labels {labels}: choose soft or hard")
     kind: Labels = "soft" if labels == "soft" else "hard"
+    for override in overrides:
+        key = override.partition("=")[0]
+        if key in ("arch", "labels", "seeds"):
+            raise ConfigError(f"--set {override}: give it as the option --{key}")
     own = read_run_config(file.parent)
     cfg = posttrain_config(own.posttrain if own else None, [f"arch={arch}", *overrides])
     found = companions_of(file, data, None)
@@ -41,7 +45,7 @@ def evaluate_file(
     rows = []
     with Bar("evaluate", len(files) * seeds * cfg.epochs) as bar:
         for name, path in files.items():
-            dataset = DistilledDataset.open(path, device)
+            dataset = _open(path, kind, cfg.batch, device)
             scores = []
             for seed in range(seeds):
                 student = new_student(arch, dataset, seed)
@@ -64,3 +68,15 @@ def evaluate_file(
         f"{cfg.optimizer} {cfg.lr:g}, T = {cfg.temperature:g}, {seeds} seed(s), last epoch."
     )
     return f"{table(['file', 'top-1 %', 'top-5 %'], rows)}\n\n{protocol}"
+
+
+def _open(path: Path, kind: Labels, batch: int, device: torch.device) -> DistilledDataset:
+    """Open a file and refuse, before any training, what it cannot serve."""
+    dataset = DistilledDataset.open(path, device)
+    if kind == "soft" and not dataset.has_soft_labels:
+        raise FormatError(f"{path}: holds no soft labels; train with --labels hard")
+    try:
+        dataset.steps(batch)
+    except ValueError as error:
+        raise ConfigError(f"{path}: {error}, with --set batch=N") from error
+    return dataset

@@ -1,7 +1,7 @@
 """Methods as lists of steps; `distill` runs those that are not done yet."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,11 +9,13 @@ from typing import Any
 
 import torch
 import yaml
+from torch import nn
 
 from scdd.config.run import RunConfig
 from scdd.distributed import joined
 from scdd.errors import ConfigError, RunError
 from scdd.files import replacing, write_json
+from scdd.models import create_model
 from scdd.progress import duration, say
 from scdd.report import print_report, run_report
 from scdd.run import PeakMemory, RunDirectory, environment, file_digests
@@ -92,6 +94,9 @@ SCDD = (
 
 METHODS = {"scdd": SCDD}
 
+TORN = ".*.tmp"
+"""What `replacing` was writing when its process was killed."""
+
 
 def steps_of(cfg: RunConfig) -> tuple[Step, ...]:
     """The steps that a configuration asks for, in order."""
@@ -118,6 +123,7 @@ def distill(
     """
     steps = steps_of(cfg)
     wanted = steps[: 1 + _position(steps, until, "--until")] if until else steps
+    _check_networks(cfg)
     run = RunDirectory(out)
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
@@ -128,6 +134,7 @@ def distill(
                 _set_aside(run, steps, redo)
             for step in steps:
                 run.check_settings(step.name, _settings(cfg, step))
+            _remove(run.path.glob(TORN))
             _remember(run, cfg, str(device))
         names = tuple(step.name for step in steps)
         context = Context(cfg, run, device, names, world)
@@ -146,15 +153,19 @@ def _run_step(context: Context, step: Step) -> None:
     run, world = context.run, context.world
     world.barrier()  # What the last step wrote is there for every rank.
     done = run.done(step.name)
-    if world.leads:
+    if world.leads and done is not None:
+        run.check_outputs(step.name, done)
+        gone = step.reads_images and _images_are_gone(context.cfg)
+        if not gone:
+            run.check_inputs(step.name, _inputs(context, step))
+        note = "; the real images are gone, so it was not compared with them" if gone else ""
+        say(f"{step.name}: done before ({duration(done['seconds'])}){note}")
+    elif world.leads:
         inputs = _inputs(context, step)
         run.check_inputs(step.name, inputs)
-        if done is not None:
-            run.check_outputs(step.name, done)
-            say(f"{step.name}: done before ({duration(done['seconds'])})")
-        else:
-            say(f"{step.name}: running")
-            run.begin(step.name, _settings(context.cfg, step), inputs)
+        say(f"{step.name}: running")
+        run.begin(step.name, _settings(context.cfg, step), inputs)
+        _remove(run.folder(step.name).rglob(TORN))
     world.barrier()
     if done is not None or not (world.leads or step.sharded):
         return
@@ -174,6 +185,7 @@ def _run_step(context: Context, step: Step) -> None:
     peak = {"host": memory.read()}
     if context.device.type == "cuda":
         peak["device"] = torch.cuda.max_memory_allocated(context.device)
+    _remove(run.folder(step.name).glob("*.checkpoint"))
     digests = file_digests(run.folder(step.name), names)
     run.finish(step.name, digests, step.shown, seconds, peak)
     say(f"{step.name}: {duration(seconds)}")
@@ -182,6 +194,7 @@ def _run_step(context: Context, step: Step) -> None:
 def _settings(cfg: RunConfig, step: Step) -> dict[str, Any]:
     """The part of the configuration that decides what a step makes."""
     values = cfg.model_dump(mode="json")
+    del values["dataset"]["root"]  # A digest tells images apart; they may lie anywhere.
     return {name: values[name] for name in ("method", "seed", "dataset", *step.sections)}
 
 
@@ -191,6 +204,29 @@ def _inputs(context: Context, step: Step) -> dict[str, str]:
     if step.reads_images:
         inputs["dataset"] = context.dataset.digest
     return inputs
+
+
+def _images_are_gone(cfg: RunConfig) -> bool:
+    """Whether the folder of the real images is no longer there: finished steps need none."""
+    root = cfg.dataset.root
+    return root is not None and not Path(root).expanduser().exists()
+
+
+def _remove(paths: Iterable[Path]) -> None:
+    """Remove files that we made and nobody needs or, under the lock, writes any more."""
+    for path in list(paths):
+        path.unlink()
+
+
+def _check_networks(cfg: RunConfig) -> None:
+    """Refuse at once a network that a later step would refuse hours later."""
+    size = cfg.dataset.image_size
+    teacher, _ = (create_model(arch, 1, size) for arch in (cfg.squeeze.arch, cfg.posttrain.arch))
+    if not any(isinstance(module, nn.BatchNorm2d) for module in teacher.modules()):
+        raise ConfigError(
+            f"squeeze.arch = {cfg.squeeze.arch} has no BatchNorm2d layer, whose statistics recover "
+            "matches; choose a network that has, such as resnet8"
+        )
 
 
 def _set_aside(run: RunDirectory, steps: Sequence[Step], redo: str) -> None:

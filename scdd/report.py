@@ -57,7 +57,7 @@ def run_report(context: Context, step: str) -> tuple[str, ...]:
 
 def print_report(run: Path) -> None:
     """Print the tables of a finished run, and where its files are."""
-    text = (run / "report.md").read_text(encoding="utf-8")
+    text = (run / "report" / "report.md").read_text(encoding="utf-8")
     print("\n" + "\n".join(line for line in text.splitlines() if not line.startswith("![")))
     print(f"Files: {run}/distilled.h5, random_real.h5, gallery.png, report.md")
 

@@ -165,7 +165,7 @@ class RunDirectory:
             aside = aside.with_name(aside.name + "-")
         aside.mkdir()
         for step in reversed(there):
-            for name in (self.done(step) or {}).get("shown", ()):
+            for name in self._shown(step):
                 (self.path / name).unlink(missing_ok=True)
             (self.path / step).rename(aside / step)
         return aside
@@ -175,6 +175,14 @@ class RunDirectory:
         line = {"time": round(time.time(), 2), "stage": stage, **values}
         with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
+
+    def _shown(self, step: str) -> list[str]:
+        """Names of a step that may stand at the top."""
+        try:
+            return list((self.done(step) or {}).get("shown", ()))
+        except UserError:
+            # A damaged marker is why the step is redone, so it must not be in the way of that.
+            return [path.name for path in (self.path / step).iterdir()]
 
     def _publish(self, made: Path) -> None:
         """Show an output at the top of the run directory: the same file, if links work there."""
@@ -186,6 +194,8 @@ class RunDirectory:
         except OSError:
             shutil.copyfile(made, temporary)
         temporary.replace(shown)
+        # Renaming onto another link of the same file does nothing, and leaves both.
+        temporary.unlink(missing_ok=True)
 
 
 def environment(device: str, threads: int) -> dict[str, Any]:
@@ -247,11 +257,9 @@ class PeakMemory:
 
 def _read_json(path: Path) -> dict[str, Any] | None:
     try:
-        text = path.read_text(encoding="utf-8")
+        return dict(json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
         return None
-    try:
-        return dict(json.loads(text))
     except (ValueError, TypeError) as error:
         raise UserError(
             f"{path}: is damaged ({error}); redo the step with --redo {path.parent.name}"

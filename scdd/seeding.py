@@ -27,9 +27,10 @@ def generator(
 def seeded(seed: int, purpose: str, *index: int) -> Iterator[None]:
     """Seed torch's global generators inside the block, for code that draws from them.
 
-    That is weight initialisation and dropout. The state before is restored.
+    That is weight initialisation and dropout. The CPU's state before is restored; those of
+    accelerators are not, as reading them would wait for the device.
     """
     draw = generator(seed, purpose, *index)
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(draw.initial_seed())
         yield

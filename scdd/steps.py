@@ -20,10 +20,12 @@ from scdd.config.run import RunConfig
 from scdd.datasets import Dataset, load_dataset
 from scdd.distilled import DistilledDataset, Header, ViewRecords, write_distilled
 from scdd.distributed import World
+from scdd.errors import ConfigError
 from scdd.files import sha256_of, write_json
 from scdd.models import create_model
 from scdd.progress import Bar, say
 from scdd.run import RunDirectory, versions
+from scdd.seeding import generator
 from scdd.stages.posttrain import Labels, new_student, train_student
 from scdd.stages.probe import probe
 from scdd.stages.recover import batches_of, recover
@@ -89,7 +91,11 @@ class Context:
 def run_squeeze(context: Context, step: str) -> tuple[str, ...]:
     """images -> backbone.safetensors."""
     cfg, data = context.cfg, context.dataset
-    checkpoint = context.checkpoint(step)
+    _check_later_steps(context)
+    checkpoint, folder = context.checkpoint(step), context.run.folder(step)
+    if (folder / "backbone.safetensors").exists():  # Killed when all but the marker was written.
+        checkpoint.remove()
+        return ("backbone.safetensors",)
     backbone = squeeze(
         cfg.squeeze,
         data.train,
@@ -105,7 +111,6 @@ def run_squeeze(context: Context, step: str) -> tuple[str, ...]:
         "objective": cfg.squeeze.objective.name,
         "epoch": cfg.squeeze.epochs,
     }
-    folder = context.run.folder(step)
     save_weights(folder / "backbone.safetensors", backbone.state_dict(), about)
     checkpoint.remove()
     return ("backbone.safetensors",)
@@ -168,7 +173,7 @@ def run_recover(context: Context, step: str) -> tuple[str, ...]:
             checkpoint.remove()
     context.world.barrier()
     if context.world.leads and not target.exists():
-        images = torch.cat([load_weights(path)[0]["images"] for path in sorted(shards.iterdir())])
+        images = torch.cat([load_weights(path)[0]["images"] for path in _finished(shards)])
         labels = torch.cat([batch.labels for batch in batches])
         write_distilled(target, _header(context, about, "none"), images, labels.int(), None)
     if context.world.leads:
@@ -196,6 +201,7 @@ def run_baseline(context: Context, step: str) -> tuple[str, ...]:
 def run_posttrain(context: Context, step: str) -> tuple[str, ...]:
     """The distilled files -> results.json: students of every arm, kind of label and seed."""
     cfg, val = context.cfg.posttrain, context.dataset.val
+    _check_later_steps(context)
     rows = context.run.folder(step) / "rows"
     plan = [
         (arm, labels, seed)
@@ -223,13 +229,25 @@ def run_posttrain(context: Context, step: str) -> tuple[str, ...]:
     return ("results.json",)
 
 
+def _check_later_steps(context: Context) -> None:
+    """Refuse what `baseline` and `posttrain` would refuse hours later."""
+    cfg, train = context.cfg, context.dataset.train
+    count = len(random_real(train, cfg.ipc, cfg.seed))
+    largest = min(cfg.relabel.group, count) if cfg.relabel.teacher_bn == "batch" else 0
+    if cfg.posttrain.batch < largest:
+        raise ConfigError(
+            f"posttrain.batch = {cfg.posttrain.batch} cannot hold a group of {largest} images that "
+            f"relabel labels together; raise it, or lower relabel.group (now {cfg.relabel.group})"
+        )
+
+
 def _train_row(
     context: Context, step: str, arm: Arm, labels: Labels, seed: int, row: Path, bar: Bar
 ) -> None:
     """Train one student and write its scores: those of the last epoch."""
     cfg, val, device = context.cfg.posttrain, context.dataset.val, context.device
     data = DistilledDataset.open(context.run.path / arm.step / arm.file, device)
-    run_seed = 1000 * context.cfg.seed + seed
+    run_seed = generator(context.cfg.seed, "posttrain.student", seed).initial_seed()
     student = new_student(cfg.arch, data, run_seed)
     checkpoint = context.checkpoint(step, row.stem)
     before = bar.done
@@ -306,10 +324,15 @@ def _label(
 
 
 def _blocks(shards: Path) -> Iterator[tuple[ViewRecords, Tensor]]:
-    for path in sorted(shards.iterdir()):
+    for path in _finished(shards):
         tensors, about = load_weights(path)
         logits = tensors.pop("logits")
         yield ViewRecords(tuple(about["ops"]), tensors, about["padding"]), logits
+
+
+def _finished(shards: Path) -> list[Path]:
+    """Shards in order, without what a kill left half-written beside them."""
+    return sorted(shards.glob("*.safetensors"))
 
 
 def _remove_shards(folder: Path) -> None:
@@ -344,7 +367,7 @@ def _header(
         target_dim=len(teacher["classes"]) if target_kind == "logits" else 0,
         method=method or cfg.method,
         recipe=cfg.recipe,
-        dataset=context.dataset.name,
+        dataset=cfg.dataset.name,
         class_names=tuple(teacher["classes"]),
         mean=tuple(teacher["mean"]),
         std=tuple(teacher["std"]),

@@ -81,8 +81,7 @@ def evaluate(model: nn.Module, images: Images, device: torch.device, batch: int 
     labels = images.labels.to(device)
     rank = torch.cat(
         [
-            (logits > logits.gather(1, labels[index, None])).sum(dim=1)
-            + (logits.isnan().any(dim=1) * 10**6)
+            _rank(logits, labels[index, None])
             for index, logits in _logits(model, images, device, batch)
         ]
     )
@@ -100,6 +99,14 @@ def evaluating(model: nn.Module) -> Iterator[nn.Module]:
         yield model
     finally:
         model.train(training)
+
+
+def _rank(logits: Tensor, label: Tensor) -> Tensor:
+    """How many classes [B] come before the label [B, 1]; of equal logits the first class does."""
+    own = logits.gather(1, label)
+    earlier = torch.arange(logits.shape[1], device=logits.device) < label
+    before = (logits > own) | ((logits == own) & earlier)
+    return before.sum(dim=1) + logits.isnan().any(dim=1) * 10**6
 
 
 def _logits(

@@ -1,12 +1,17 @@
 """Fixtures shared by all tests: one thread, a cache of their own, the commands, the real data."""
 
+import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from tests import tiny_run
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -52,6 +57,108 @@ def scdd_command(tmp_path: Path) -> Command:
 def apps_command(tmp_path: Path) -> Command:
     """Return `run(*args, cwd=tmp_path, env=None, timeout=300)`, which runs `scdd-apps`."""
     return _command("scdd_apps", tmp_path)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command did: exit code (negative: the signal that ended it) and output."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+    killed_at: str | None = None
+    """The change below the watched folder before which it was killed."""
+    checkpoints_read: list[str] = field(default_factory=list)
+
+
+@pytest.fixture(scope="session")
+def warm_process(quiet_environment: None) -> Iterator[subprocess.Popen[str]]:
+    """A process that has imported the suite and forks for each command; see warm_process.py."""
+    with subprocess.Popen(
+        [sys.executable, str(ROOT / "tests" / "warm_process.py")],
+        env=child_environment(),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        yield process
+        assert process.stdin is not None
+        process.stdin.close()
+
+
+@pytest.fixture
+def warm_command(warm_process: subprocess.Popen[str], tmp_path: Path) -> Callable[..., Outcome]:
+    """Return `run(*args, cwd=tmp_path, env=None, root=None, survive=())`, as `scdd_command`.
+
+    With `root`, the command is killed (SIGKILL) before the first rename, link or removal below that
+    folder which is not in `survive`.
+    """
+
+    def run(
+        *args: str | Path,
+        cwd: Path = tmp_path,
+        env: dict[str, str] | None = None,
+        root: Path | None = None,
+        survive: Sequence[str] = (),
+    ) -> Outcome:
+        streams = [tmp_path / "stdout.txt", tmp_path / "stderr.txt"]
+        request: dict[str, Any] = {
+            "args": [str(arg) for arg in args],
+            "cwd": str(cwd),
+            "env": env or {},
+            "stdout": str(streams[0]),
+            "stderr": str(streams[1]),
+            "root": str(root) if root else None,
+            "survive": list(survive),
+        }
+        assert warm_process.stdin is not None and warm_process.stdout is not None
+        warm_process.stdin.write(json.dumps(request) + "\n")
+        warm_process.stdin.flush()
+        answer = json.loads(warm_process.stdout.readline())
+        watched: list[list[str]] = answer["watched"]
+        return Outcome(
+            answer["code"],
+            *(stream.read_text(encoding="utf-8") for stream in streams),
+            killed_at=next((what for kind, what in watched if kind == "killed"), None),
+            checkpoints_read=[what for kind, what in watched if kind == "read"],
+        )
+
+    return run
+
+
+UMASK = 0o027
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """A finished tiny run: look, but change only copies."""
+
+    path: Path
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture(scope="session")
+def finished_run(quiet_environment: None, tmp_path_factory: pytest.TempPathFactory) -> FinishedRun:
+    """The tiny run of the digits, made by the real command under an umask of 027."""
+    out = tmp_path_factory.mktemp("finished") / "run"
+    done = subprocess.run(
+        [sys.executable, "-m", "scdd", "distill", "digits", "--out", str(out), *tiny_run.changes()],
+        env=child_environment(),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        umask=UMASK,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return FinishedRun(out, done.stdout, done.stderr)
+
+
+@pytest.fixture
+def copied_run(finished_run: FinishedRun, tmp_path: Path) -> Path:
+    """A copy of the finished tiny run, to be changed."""
+    return tiny_run.copy_of(finished_run.path, tmp_path / "run")
 
 
 def _command(module: str, folder: Path) -> Command:

@@ -37,7 +37,9 @@ def matching_loss(x: np.ndarray, norm: nn.BatchNorm2d) -> float:
         values = x[:, channel].astype(np.float64).ravel()
         mean = values.sum() / values.size
         means.append(mean - float(norm.running_mean[channel]))
-        variances.append(((values - mean) ** 2).sum() / values.size - float(norm.running_var[channel]))
+        variances.append(
+            ((values - mean) ** 2).sum() / values.size - float(norm.running_var[channel])
+        )
     return float(np.sqrt(np.square(means).sum()) + np.sqrt(np.square(variances).sum()))
 
 
@@ -56,7 +58,9 @@ def test_the_loss_is_the_sum_of_two_norms_with_biased_variance(shape: tuple[int,
     norm, x = norm_layer(5), batch(*shape)
     matched = MatchedBatchNorm2d(norm, 3.0)
     matched(x)
-    assert matched.matching_loss.item() == pytest.approx(3 * matching_loss(x.numpy(), norm), rel=1e-5)
+    assert matched.matching_loss.item() == pytest.approx(
+        3 * matching_loss(x.numpy(), norm), rel=1e-5
+    )
 
 
 def test_the_loss_is_zero_where_the_batch_has_the_running_statistics_and_its_gradient_finite():
@@ -115,7 +119,9 @@ def hooked(net: nn.Module, x: Tensor, first: float) -> tuple[Tensor, float]:
     return logits, first * losses[0] + sum(losses[1:])
 
 
-@pytest.mark.parametrize("arch", ["resnet8", "resnet18", "mobilenet_v3_large", "shufflenet_v2_x0_5"])
+@pytest.mark.parametrize(
+    "arch", ["resnet8", "resnet18", "mobilenet_v3_large", "shufflenet_v2_x0_5"]
+)
 @pytest.mark.parametrize("first", [10.0, 0.0])
 def test_a_whole_network_agrees_with_hooks_on_its_layers(arch: str, first: float):
     torch.manual_seed(0)

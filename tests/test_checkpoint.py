@@ -6,6 +6,7 @@ import random
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -23,6 +24,7 @@ ROOT = Path(__file__).resolve().parent.parent
 FULL_DISK = """
 import resource, sys, torch
 from pathlib import Path
+from typing import Any
 from scdd.checkpoint import Checkpoint, save_weights
 from scdd.errors import RunError
 resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
@@ -95,7 +97,9 @@ def test_a_foreign_file_is_refused(content: bytes, tmp_path: Path):
 
 def test_a_file_of_other_software_is_refused(tmp_path: Path):
     save_file({"a": torch.zeros(2)}, tmp_path / "w", metadata={"format": "pt"})
-    with pytest.raises(CheckpointError, match="holds no scdd metadata; give a file that scdd wrote"):
+    with pytest.raises(
+        CheckpointError, match="holds no scdd metadata; give a file that scdd wrote"
+    ):
         load_weights(tmp_path / "w")
 
 
@@ -161,7 +165,7 @@ def test_a_checkpoint_brings_back_every_bit_of_a_training_state(tmp_path: Path):
     model(torch.randn(4, 3, 3, 3)).sum().backward()
     optimizer.step()
     draw = torch.Generator().manual_seed(5)
-    state = {
+    state: dict[str, Any] = {
         "step": 7,
         "model": model.state_dict(),
         "optimizer": optimizer.state_dict(),

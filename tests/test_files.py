@@ -120,6 +120,15 @@ def test_a_process_killed_while_writing_leaves_the_old_file(tmp_path: Path):
     assert target.read_text() == "old"
 
 
+def test_others_may_read_the_file_as_the_umask_says_whatever_its_writer_thinks(tmp_path: Path):
+    with replacing(tmp_path / "x") as temporary:
+        temporary.unlink(missing_ok=True)
+        os.close(os.open(temporary, os.O_CREAT | os.O_WRONLY, 0o600))
+    mask = os.umask(0)
+    os.umask(mask)
+    assert (tmp_path / "x").stat().st_mode & 0o777 == 0o666 & ~mask
+
+
 @given(st.recursive(st.none() | st.booleans() | st.integers() | st.text(), st.lists, max_leaves=8))
 def test_json_comes_back_as_it_was(value):
     with tempfile.TemporaryDirectory() as folder:

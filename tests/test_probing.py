@@ -80,7 +80,9 @@ def test_a_class_without_examples_gets_a_row_too():
 
 
 @pytest.mark.parametrize(("k", "temperature"), [(1, 0.1), (7, 0.1), (20, 1.0), (500, 0.07)])
-def test_knn_is_scikit_learns_with_cosine_distance_and_exponential_votes(k: int, temperature: float):
+def test_knn_is_scikit_learns_with_cosine_distance_and_exponential_votes(
+    k: int, temperature: float
+):
     train, train_labels = blobs(160, 5, 8, seed=5)
     test, test_labels = blobs(90, 5, 8, seed=6)
     found = knn_accuracy(train, train_labels, test, test_labels, k, temperature)
@@ -103,8 +105,9 @@ def test_knn_sees_more_test_images_than_one_block_holds():
 def test_knn_does_not_overflow_at_a_low_temperature():
     draw = torch.Generator().manual_seed(8)
     labels = torch.arange(3).repeat(20)
-    train = torch.eye(3)[labels] + 0.05 * torch.randn(60, 3, generator=draw)
-    assert knn_accuracy(train, labels, train, labels, 20, 0.005) == 100
+    # Cosines of 0.94 between classes, so that the votes for a wrong one are huge as well.
+    train = 1 + 0.5 * torch.eye(3)[labels] + 0.01 * torch.randn(60, 3, generator=draw)
+    assert knn_accuracy(train, labels, train, labels, 60, 0.005) == 100
 
 
 def test_features_are_those_of_eval_mode_and_leave_every_buffer_bit_equal():

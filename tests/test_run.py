@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -48,7 +49,7 @@ def finished(path: Path, step: str = "probe", name: str = "teacher.bin") -> RunD
     run = RunDirectory(path)
     run.begin(step, {"seed": 0, step: {"l2": [0.1, 0.2], "flip": True}}, {"squeeze": "aa"})
     (run.folder(step) / name).write_bytes(b"weights")
-    run.finish(step, file_digests(run.folder(step), (name,)), 1.234, {"host": 5})
+    run.finish(step, file_digests(run.folder(step), (name,)), (name,), 1.234, {"host": 5})
     return run
 
 
@@ -96,7 +97,7 @@ def test_a_step_is_done_only_after_finish(tmp_path: Path):
     (run.folder("probe") / "teacher.bin").write_bytes(b"w")
     assert run.done("probe") is None
     assert not (tmp_path / "teacher.bin").exists()
-    run.finish("probe", {"teacher.bin": "d1"}, 61.239, {"host": 7})
+    run.finish("probe", {"teacher.bin": "d1"}, ("teacher.bin",), 61.239, {"host": 7})
     done = run.done("probe")
     assert done is not None
     assert done["outputs"] == {"teacher.bin": "d1"} and done["seconds"] == 61.24
@@ -110,9 +111,19 @@ def test_outputs_appear_at_the_top_without_taking_room_twice(tmp_path: Path):
     assert shown.samefile(made)
     made.unlink()
     made.write_bytes(b"other")
-    RunDirectory(tmp_path).finish("probe", {"teacher.bin": "d2"}, 0, {})
+    RunDirectory(tmp_path).finish("probe", {"teacher.bin": "d2"}, ("teacher.bin",), 0, {})
     assert shown.read_bytes() == b"other"
+    RunDirectory(tmp_path).finish("probe", {"teacher.bin": "d2"}, ("teacher.bin",), 0, {})
     assert sorted(os.listdir(tmp_path)) == ["probe", "teacher.bin"]
+
+
+def test_only_what_is_meant_for_people_appears_at_the_top(tmp_path: Path):
+    run = RunDirectory(tmp_path)
+    run.begin("x", {}, {})
+    for name in ("result.txt", "inner.bin"):
+        (run.folder("x") / name).write_text(name)
+    run.finish("x", {"result.txt": "d1", "inner.bin": "d2"}, ("result.txt",), 0, {})
+    assert sorted(os.listdir(tmp_path)) == ["result.txt", "x"]
 
 
 def test_the_digest_of_a_step_changes_with_any_of_its_files(tmp_path: Path):
@@ -120,7 +131,7 @@ def test_the_digest_of_a_step_changes_with_any_of_its_files(tmp_path: Path):
     before = run.digest_of("probe")
     assert before == finished(tmp_path).digest_of("probe")
     (tmp_path / "probe" / "teacher.bin").write_bytes(b"weights2")
-    run.finish("probe", file_digests(tmp_path / "probe", ("teacher.bin",)), 0, {})
+    run.finish("probe", file_digests(tmp_path / "probe", ("teacher.bin",)), (), 0, {})
     assert run.digest_of("probe") != before
 
 
@@ -138,15 +149,24 @@ def test_a_missing_output_of_a_finished_step_is_named(tmp_path: Path):
     )
 
 
-SETTINGS = {"seed": 0, "recover": {"lr": 0.1, "betas": [0.5, 0.9], "start": "noise", "ipc": None}}
+SETTINGS: dict[str, Any] = {
+    "seed": 0,
+    "recover": {"lr": 0.1, "betas": [0.5, 0.9], "start": "noise", "ipc": None},
+}
+
+
+def with_recover(**changes: object) -> dict[str, object]:
+    return SETTINGS | {"recover": SETTINGS["recover"] | changes}
 
 
 def test_equal_settings_and_inputs_pass_tuples_or_lists(tmp_path: Path):
     run = RunDirectory(tmp_path)
-    run.check("recover", SETTINGS, {})  # nothing there yet
+    run.check_settings("recover", SETTINGS)  # nothing there yet
+    run.check_inputs("recover", {})
     run.begin("recover", SETTINGS, {"probe": "d1"})
-    run.check("recover", SETTINGS, {"probe": "d1"})
-    run.check("recover", SETTINGS | {"recover": SETTINGS["recover"] | {"betas": (0.5, 0.9)}}, {"probe": "d1"})
+    run.check_inputs("recover", {"probe": "d1"})
+    run.check_settings("recover", SETTINGS)
+    run.check_settings("recover", with_recover(betas=(0.5, 0.9)))
 
 
 @pytest.mark.parametrize(
@@ -166,10 +186,9 @@ def test_a_changed_setting_is_refused_with_its_old_and_new_value(
     run = RunDirectory(tmp_path)
     run.begin("recover", SETTINGS, {})
     if whole:
-        run.finish("recover", {}, 0, {})
-    changed = SETTINGS | {"recover": SETTINGS["recover"] | {key: value}}
+        run.finish("recover", {}, (), 0, {})
     with pytest.raises(ConfigError) as caught:
-        run.check("recover", changed, {})
+        run.check_settings("recover", with_recover(**{key: value}))
     assert str(caught.value) == (
         f"{tmp_path}: step 'recover' was made with {shown}; redo it with --redo recover, or "
         "choose another --out"
@@ -180,7 +199,7 @@ def test_a_setting_that_is_no_longer_there_is_a_change(tmp_path: Path):
     run = RunDirectory(tmp_path)
     run.begin("x", {"a": {"b": 1}}, {})
     with pytest.raises(ConfigError, match=r"a\.b = 1, now it is unset"):
-        run.check("x", {"a": {}}, {})
+        run.check_settings("x", {"a": {}})
 
 
 @pytest.mark.parametrize("inputs", [{"probe": "d2"}, {}, {"probe": "d1", "dataset": "x"}])
@@ -189,36 +208,57 @@ def test_other_inputs_are_refused_by_name(inputs: dict[str, str], tmp_path: Path
     run.begin("recover", SETTINGS, {"probe": "d1"})
     name = "dataset" if "dataset" in inputs else "probe"
     with pytest.raises(ConfigError, match=f"made from another {name} than is there now; redo it"):
-        run.check("recover", SETTINGS, inputs)
+        run.check_inputs("recover", inputs)
 
 
 @given(
     st.recursive(
-        st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5),
-        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+        st.none()
+        | st.booleans()
+        | st.integers()
+        | st.floats(allow_nan=False)
+        | st.text(max_size=5),
+        lambda inner: (
+            st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3)
+        ),
         max_leaves=10,
     )
 )
 def test_any_settings_equal_themselves_after_a_trip_through_the_file(tmp_path_factory, value):
     run = RunDirectory(tmp_path_factory.mktemp("run"))
     run.begin("x", {"value": value}, {})
-    run.check("x", {"value": value}, {})
+    run.check_settings("x", {"value": value})
 
 
 @pytest.mark.parametrize("name", ["done.json", "settings.json"])
-@pytest.mark.parametrize("content", [b"", b'{"outputs": {"tea', b"\x00" * 50, b"7", b"\xff\xfe\x80"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b'{"outputs": {"tea',
+        b"\x00" * 50,
+        b"7",
+        b"\xff\xfe\x80",
+    ],
+)
 def test_a_damaged_marker_is_one_sentence_naming_the_step_to_redo(
     name: str, content: bytes, tmp_path: Path
 ):
     run = finished(tmp_path)
     (tmp_path / "probe" / name).write_bytes(content)
     with pytest.raises(UserError) as caught:
-        run.done("probe") if name == "done.json" else run.check("probe", {}, {})
+        run.done("probe") if name == "done.json" else run.check_settings("probe", {})
     assert str(caught.value).startswith(f"{tmp_path / 'probe' / name}: is damaged (")
     assert str(caught.value).endswith("redo the step with --redo probe")
 
 
-@pytest.mark.parametrize("name", ["done.json", "settings.json"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "done.json",
+        "settings.json",
+    ],
+)
 def test_a_step_with_a_damaged_marker_can_be_redone_as_the_sentence_says(name: str, tmp_path: Path):
     run = finished(tmp_path)
     (tmp_path / "probe" / name).write_text('{"outputs": ')

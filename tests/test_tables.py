@@ -20,7 +20,11 @@ def test_a_table_is_aligned_markdown():
     )
 
 
-@given(st.integers(1, 5).flatmap(lambda n: st.lists(st.lists(words, min_size=n, max_size=n), min_size=1)))
+@given(
+    st.integers(1, 5).flatmap(
+        lambda n: st.lists(st.lists(words, min_size=n, max_size=n), min_size=1)
+    )
+)
 def test_every_cell_comes_back_out_of_a_table_whose_lines_are_equally_long(rows):
     lines = table(rows[0], rows[1:]).splitlines()
     assert len({len(line) for line in lines}) == 1

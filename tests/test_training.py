@@ -2,6 +2,7 @@
 
 import math
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -21,6 +22,8 @@ NAN, INF = math.nan, math.inf
 
 class Table(nn.Module):
     """Answers image i, whose pixels all have the value i, with row i of a table of logits."""
+
+    logits: Tensor
 
     def __init__(self, logits: Tensor) -> None:
         super().__init__()
@@ -82,11 +85,11 @@ def test_the_factor_rises_in_the_warmup_and_falls_after_it(done, warmup, stretch
         assert later <= here
 
 
-def settings(optimizer: str) -> PosttrainConfig:
+def settings(optimizer: Any) -> PosttrainConfig:
     return PosttrainConfig(optimizer=optimizer, lr=0.1, momentum=0.8, weight_decay=0.5)
 
 
-def small_net() -> nn.Module:
+def small_net() -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 2))
 
 

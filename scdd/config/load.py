@@ -1,5 +1,6 @@
 """Configurations from YAML, presets and `--set key=value`, with errors that name the key."""
 
+import copy
 import difflib
 from collections.abc import Sequence
 from pathlib import Path
@@ -59,12 +60,8 @@ def load_config(source: str | None, overrides: Sequence[str] = ()) -> RunConfig:
     """
     path = find_config(source)
     settings = read_yaml(path)
-    where = path.name
-    check(settings, where)
-    for override in overrides:
-        _apply(settings, override)
-        check(settings, f"--set {override}")
-    return RunConfig.model_validate(settings)
+    check(settings, path.name)
+    return _changed(settings, [(override, override) for override in overrides])
 
 
 def read_run_config(run: Path) -> RunConfig | None:
@@ -80,10 +77,7 @@ def posttrain_config(base: PosttrainConfig | None, overrides: Sequence[str]) -> 
         ConfigError: as `load_config` does.
     """
     settings = {"posttrain": base.model_dump() if base else {}}
-    for override in overrides:
-        _apply(settings, f"posttrain.{override}")
-        check(settings, f"--set {override}")
-    return check(settings, "posttrain").posttrain
+    return _changed(settings, [(f"posttrain.{o}", o) for o in overrides]).posttrain
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -93,7 +87,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         ConfigError: if it cannot be read, is not YAML, or is not a mapping.
     """
     try:
-        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+        settings = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read ({error})") from error
     except yaml.MarkedYAMLError as error:
@@ -108,6 +102,22 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return settings
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML's own safe loader, which would let the last of two equal keys win in silence."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                continue
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    problem=f"key '{key.value}' stands there twice", problem_mark=key.start_mark
+                )
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
 def check(settings: dict[str, Any], where: str) -> RunConfig:
     """Validate settings; `where` opens the sentence of an error.
 
@@ -118,6 +128,24 @@ def check(settings: dict[str, Any], where: str) -> RunConfig:
         return RunConfig.model_validate(settings)
     except ValidationError as error:
         raise ConfigError(f"{where}: {_sentence(error)}") from None
+
+
+def _changed(settings: dict[str, Any], overrides: Sequence[tuple[str, str]]) -> RunConfig:
+    """Apply overrides, each given with how the user wrote it.
+
+    Only the outcome has to be right, as keys may need each other; where it is not, the first
+    override that made it so is named.
+    """
+    before = copy.deepcopy(settings)
+    for override, _ in overrides:
+        _apply(settings, override)
+    try:
+        return RunConfig.model_validate(settings)
+    except ValidationError:
+        for override, written in overrides:
+            _apply(before, override)
+            check(before, f"--set {written}")
+        raise
 
 
 def _apply(settings: dict[str, Any], override: str) -> None:

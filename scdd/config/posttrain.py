@@ -21,7 +21,7 @@ class PosttrainConfig(Section):
     weight_decay: NonNegativeFloat = 0.01
     decay: Literal["all", "matrices"] = "matrices"
     """Parameters that decay: all, or those with two axes and more (no bias, no BatchNorm)."""
-    stretch: PositiveFloat = 1.0
+    stretch: Annotated[float, Field(ge=1)] = 1.0
     """Cosine over `stretch * epochs`: above 1 the rate does not reach 0 ("smoothed" schedule)."""
     schedule: Literal["step", "epoch"] = "step"
     """How often the rate is set."""

@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 
-from scdd.config.section import Range, Section
+from scdd.config.section import Section, Shares
 
 
 class ProbeConfig(Section):
@@ -16,7 +16,7 @@ class ProbeConfig(Section):
     """L-BFGS iterations."""
     crops: NonNegativeInt = 1
     """Random resized crops of each image beside the whole one, so that crops are classified too."""
-    crop_scale: Range = (0.3, 1.0)
+    crop_scale: Shares = (0.3, 1.0)
     flip: bool = True
     """Flip the crops at random; false where left and right differ in meaning."""
     holdout: Annotated[float, Field(gt=0, lt=1)] = 0.2

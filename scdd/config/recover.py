@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from scdd.config.section import Probability, Range, Section
+from scdd.config.section import Probability, Section, Shares
 
 
 class RecoverConfig(Section):
@@ -26,7 +26,7 @@ class RecoverConfig(Section):
     """Weight of the first BatchNorm layer against 1 for the others (Table 5)."""
     crop: Literal["none", "batch", "sample"] = "batch"
     """Random resized crop and flip: one draw for the batch (as published) or one per image."""
-    crop_scale: Range = (0.08, 1.0)
+    crop_scale: Shares = (0.08, 1.0)
     flip: bool = True
     """Flip at random with the crop; false where left and right differ in meaning."""
     roll: NonNegativeInt = 0

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
-from scdd.config.section import Range, Section
+from scdd.config.section import Section, Shares
 
 
 class RelabelConfig(Section):
@@ -14,7 +14,7 @@ class RelabelConfig(Section):
     """Views stored; an epoch of post-training uses one of them, in turn."""
     crop: Literal["none", "resized", "padded"] = "resized"
     """Random resized crop, or a shifted window of the zero-padded image."""
-    crop_scale: Range = (0.08, 1.0)
+    crop_scale: Shares = (0.08, 1.0)
     """Area of the resized crop as a share of the image."""
     padding: NonNegativeInt = 4
     """Pixels of zero padding for `crop: padded`."""

@@ -1,16 +1,23 @@
 """Squeeze: self-supervised pre-training of the backbone."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
 
-from scdd.config.section import Probability, Range, Section
+from scdd.config.section import Probability, Range, Section, Shares
 
 
 class AugmentConfig(Section):
     """Random view of an image; every draw is per sample."""
 
-    crop_scale: Range = (0.2, 1.0)
+    crop_scale: Shares = (0.2, 1.0)
     """Area of the random resized crop as a share of the image."""
     flip: Probability = 0.5
     """Probability of a horizontal flip."""
@@ -67,3 +74,13 @@ class SqueezeConfig(Section):
     """Epochs between kNN checks on the validation images; 0: never."""
     knn_k: PositiveInt = 20
     knn_temperature: PositiveFloat = 0.1
+
+    @model_validator(mode="after")
+    def _queue_holds_a_step(self) -> Self:
+        keys = self.batch * (2 if self.objective.symmetric else 1)
+        if self.objective.queue < keys:
+            raise ValueError(
+                f"objective.queue is {self.objective.queue}, but a step makes {keys} keys; choose "
+                f"a queue of at least {keys}, or a smaller batch"
+            )
+        return self

@@ -47,9 +47,9 @@ def squeeze(
     with seeded(seed, "squeeze.init"):
         objective = create_objective(cfg, image_size).to(device).train()
     optimizer = make_optimizer(objective, cfg, decay_all=True)
-    step = _restore(checkpoint, objective, optimizer)
-    total = cfg.epochs * steps_per_epoch
     running = torch.zeros((), device=device)
+    step = _restore(checkpoint, objective, optimizer, running)
+    total = cfg.epochs * steps_per_epoch
     with Bar("squeeze", total, step) as bar:
         while step < total:
             epoch, skip = divmod(step, steps_per_epoch)
@@ -70,7 +70,7 @@ def squeeze(
                 step += 1
                 bar.advance(note=f"epoch {epoch + 1}/{cfg.epochs}")
                 if checkpoint.due:
-                    checkpoint.save(_state(step, objective, optimizer))
+                    checkpoint.save(_state(step, objective, optimizer, running))
             _close_epoch(cfg, objective, train, val, epoch, running, step, steps_per_epoch, log)
             running.zero_()
     return objective.backbone  # type: ignore[return-value]
@@ -110,18 +110,27 @@ def _close_epoch(
     log("squeeze", **entry)
 
 
-def _state(step: int, objective: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+def _state(
+    step: int, objective: nn.Module, optimizer: torch.optim.Optimizer, running: torch.Tensor
+) -> dict[str, Any]:
     return {
         "step": step,
         "objective": objective.state_dict(),
         "optimizer": optimizer.state_dict(),
+        "running": running,
     }
 
 
-def _restore(checkpoint: Checkpoint, objective: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+def _restore(
+    checkpoint: Checkpoint,
+    objective: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    running: torch.Tensor,
+) -> int:
     state = checkpoint.load()
     if state is None:
         return 0
     objective.load_state_dict(state["objective"])
     optimizer.load_state_dict(state["optimizer"])
+    running.copy_(state["running"])
     return int(state["step"])

@@ -15,7 +15,7 @@ from torchvision.transforms.v2 import functional as tv
 
 
 class View(NamedTuple):
-    """What one iteration shows: boxes (top, left, height, width) and flips for one or all images."""
+    """Of one iteration: boxes (top, left, height, width) and flips, one or one per image."""
 
     boxes: Sequence[Sequence[int]]
     flips: Sequence[bool]
@@ -50,6 +50,7 @@ def losses(net: nn.Module, x: Tensor, labels: Tensor, first: float) -> tuple[Ten
         mean = values.mean(dim=1)
         var = ((values - mean[:, None]) ** 2).mean(dim=1)
         weight = first if not terms else 1.0
+        assert norm.running_mean is not None and norm.running_var is not None
         off_mean, off_var = mean - norm.running_mean, var - norm.running_var
         terms.append(weight * ((off_mean**2).sum().sqrt() + (off_var**2).sum().sqrt()))
 

@@ -1,0 +1,335 @@
+"""Students: losses in closed form, the loop against a plain one, and resuming bit for bit."""
+
+import copy
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from scdd.checkpoint import Checkpoint
+from scdd.config.posttrain import PosttrainConfig
+from scdd.config.relabel import RelabelConfig
+from scdd.distilled import Batch, DistilledDataset
+from scdd.errors import RunError
+from scdd.seeding import generator
+from scdd.stages.posttrain import hard_loss, new_student, soft_loss, train_student
+from tests.stages.conftest import CPU, SIZE
+
+MakeDistilled = Callable[..., DistilledDataset]
+
+
+class Killed(Exception):
+    """Stands for a kill."""
+
+
+def settings(**changes: Any) -> PosttrainConfig:
+    base: dict[str, Any] = {
+        "epochs": 3,
+        "batch": 5,
+        "optimizer": "sgd",
+        "lr": 0.05,
+        "temperature": 4.0,
+    }
+    return PosttrainConfig(**(base | changes))
+
+
+def example(count: int = 6, classes: int = 5) -> tuple[Tensor, Batch]:
+    """Logits of a student, and a batch with all that losses want."""
+    draw = torch.Generator().manual_seed(0)
+    batch = Batch(
+        images=torch.zeros(count, 3, SIZE, SIZE),
+        logits=8 * torch.randn(count, classes, generator=draw),
+        labels=torch.randint(classes, (count,), generator=draw),
+        partner_labels=torch.randint(classes, (count,), generator=draw),
+        label_weight=torch.rand(count, generator=draw),
+    )
+    return 8 * torch.randn(count, classes, generator=draw), batch
+
+
+def softmax(x: np.ndarray) -> np.ndarray:
+    e = np.exp(x - x.max(axis=1, keepdims=True))
+    return e / e.sum(axis=1, keepdims=True)
+
+
+def differences(loss: Callable[[np.ndarray], float], x: np.ndarray) -> np.ndarray:
+    """Gradient by central differences in float64."""
+    found = np.zeros_like(x)
+    for place in np.ndindex(x.shape):
+        high, low = x.copy(), x.copy()
+        high[place] += 1e-5
+        low[place] -= 1e-5
+        found[place] = (loss(high) - loss(low)) / 2e-5
+    return found
+
+
+@pytest.mark.parametrize("temperature", [1.0, 4.0, 30.0])
+@pytest.mark.parametrize("scale", [False, True])
+def test_the_soft_loss_is_the_softened_divergence_and_so_is_its_gradient(
+    temperature: float, scale: bool
+):
+    cfg = settings(temperature=temperature, scale_loss=scale)
+    logits, batch = example()
+    assert batch.logits is not None
+    teacher = softmax(batch.logits.double().numpy() / temperature)
+    factor = temperature**2 if scale else 1
+
+    def truth(x: np.ndarray) -> float:
+        student = softmax(x / temperature)
+        return factor * (teacher * np.log(teacher / student)).sum(axis=1).mean()
+
+    logits.requires_grad_(True)
+    loss = soft_loss(cfg, logits, batch)
+    loss.backward()
+    x = logits.detach().double().numpy()
+    assert loss.item() == pytest.approx(truth(x), rel=1e-4)
+    closed = factor * (softmax(x / temperature) - teacher) / (temperature * len(x))
+    np.testing.assert_allclose(closed, differences(truth, x), atol=1e-7 * factor)
+    assert logits.grad is not None
+    error = np.linalg.norm(logits.grad.numpy() - closed) / np.linalg.norm(closed)
+    assert error < 1e-4
+
+
+def test_the_soft_loss_is_zero_for_the_teacher_and_for_it_shifted():
+    _, batch = example()
+    assert batch.logits is not None
+    for shift in (0.0, 3.0):
+        assert abs(soft_loss(settings(), batch.logits + shift, batch).item()) < 1e-6
+
+
+def test_the_soft_loss_is_computed_in_float32_for_low_precision_logits():
+    logits, batch = example()
+    low = soft_loss(settings(temperature=20.0), logits.bfloat16(), batch)
+    assert low.dtype == torch.float32
+    wanted = soft_loss(settings(temperature=20.0), logits.bfloat16().float(), batch)
+    assert low.item() == wanted.item()
+
+
+def test_the_hard_loss_shares_the_label_with_the_partner_and_so_does_its_gradient():
+    logits, batch = example()
+    own, other = batch.labels.numpy(), batch.partner_labels.numpy()
+    weight, rows = batch.label_weight.double().numpy(), np.arange(len(logits))
+
+    def truth(x: np.ndarray) -> float:
+        logs = np.log(softmax(x))
+        return -(weight * logs[rows, own] + (1 - weight) * logs[rows, other]).mean()
+
+    logits.requires_grad_(True)
+    loss = hard_loss(logits, batch)
+    loss.backward()
+    x = logits.detach().double().numpy()
+    assert loss.item() == pytest.approx(truth(x), rel=1e-5)
+    assert logits.grad is not None
+    np.testing.assert_allclose(logits.grad.numpy(), differences(truth, x), atol=1e-6)
+
+
+def plain_training(
+    cfg: PosttrainConfig, student: nn.Module, data: DistilledDataset, soft: bool, seed: int
+) -> nn.Module:
+    """SGD by hand: momentum, coupled weight decay, the rate from its formula at each step."""
+    student.train()
+    momenta = [torch.zeros_like(p) for p in student.parameters()]
+    orders = [generator(seed, "posttrain.order", epoch) for epoch in range(cfg.epochs)]
+    epochs = [list(data.epoch(e, cfg.batch, order)) for e, order in enumerate(orders)]
+    for epoch, batches in enumerate(epochs):
+        for number, batch in enumerate(batches):
+            time = epoch + (number / len(batches) if cfg.schedule == "step" else 0)
+            if time < cfg.warmup_epochs:
+                rate = cfg.lr * time / cfg.warmup_epochs
+            else:
+                share = (time - cfg.warmup_epochs) / (cfg.epochs - cfg.warmup_epochs)
+                rate = cfg.lr * (1 + math.cos(math.pi * share / cfg.stretch)) / 2
+            logs = torch.log_softmax(student(batch.images) / (cfg.temperature if soft else 1), 1)
+            if soft:
+                assert batch.logits is not None
+                wanted = torch.softmax(batch.logits / cfg.temperature, dim=1)
+                loss = (wanted * (wanted.log() - logs)).sum() / len(logs)
+            else:
+                loss = -logs[torch.arange(len(logs)), batch.labels].mean()
+            gradients = torch.autograd.grad(loss, list(student.parameters()))
+            with torch.no_grad():
+                for p, g, m in zip(student.parameters(), gradients, momenta, strict=True):
+                    decay = cfg.weight_decay if cfg.decay == "all" or p.ndim > 1 else 0
+                    m.mul_(cfg.momentum).add_(g + decay * p)
+                    p.sub_(rate * m)
+    return student
+
+
+@pytest.mark.parametrize("soft", [True, False])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"schedule": "epoch", "decay": "all", "weight_decay": 0.1},
+        {"stretch": 2.0, "weight_decay": 0.1},
+        {"schedule": "epoch", "warmup_epochs": 1, "stretch": 1.5},
+        {"warmup_epochs": 2, "momentum": 0.0},
+    ],
+)
+def test_the_loop_is_plain_sgd_under_the_written_schedule(
+    change: dict[str, Any], soft: bool, make_distilled: MakeDistilled
+):
+    data, cfg = make_distilled(RelabelConfig(views=2)), settings(**change)
+    torch.manual_seed(1)
+    # Smooth, so that rounding stays small: where a ReLU turns over, runs drift apart.
+    student = nn.Sequential(nn.Flatten(), nn.Linear(3 * SIZE**2, 16), nn.Tanh(), nn.Linear(16, 4))
+    truth = plain_training(cfg, copy.deepcopy(student), data, soft, seed=2)
+    start = copy.deepcopy(student)
+    train_student(cfg, student, data, "soft" if soft else "hard", 2, CPU)
+    for (name, mine), wanted, old in zip(
+        student.named_parameters(), truth.parameters(), start.parameters(), strict=True
+    ):
+        moved = (wanted - old).norm()
+        assert moved > 0 and (mine - wanted).norm() <= 1e-4 * moved, name
+
+
+@pytest.mark.parametrize(
+    ("relabel", "batch", "steps"),
+    [
+        (RelabelConfig(views=2), 5, 3),  # 12 images: 5 + 5 + 2
+        (RelabelConfig(views=2), 4, 3),
+        (RelabelConfig(views=2), 11, 1),  # one image alone joins the batch before it
+        (RelabelConfig(views=2, teacher_bn="batch", group=4), 4, 3),
+        (RelabelConfig(views=2, teacher_bn="batch", group=4), 9, 2),
+    ],
+)
+def test_gradients_may_be_changed_once_a_step_and_epochs_are_counted_from_one(
+    relabel: RelabelConfig, batch: int, steps: int, make_distilled: MakeDistilled
+):
+    data = make_distilled(relabel)
+    student = new_student("resnet8", data, seed=0)
+    events: list[str] = []
+
+    def after_backward() -> None:
+        assert all(p.grad is not None for p in student.parameters())
+        events.append("backward")
+
+    train_student(
+        settings(batch=batch),
+        student,
+        data,
+        "soft",
+        0,
+        CPU,
+        advance=lambda note: events.append(note),
+        after_backward=after_backward,
+        after_epoch=lambda epoch: events.append(f"epoch {epoch}"),
+    )
+    wanted: list[str] = []
+    for epoch in range(1, 4):
+        wanted += ["backward"] * steps + ["resnet8 soft", f"epoch {epoch}"]
+    assert events == wanted and data.steps(batch) == steps
+
+
+def test_what_is_added_to_the_gradients_reaches_the_weights(make_distilled: MakeDistilled):
+    data = make_distilled(RelabelConfig(views=1))
+    student = new_student("resnet8", data, seed=0)
+    before = copy.deepcopy(student)
+
+    def silence() -> None:
+        for p in student.parameters():
+            assert p.grad is not None
+            p.grad.zero_()
+
+    cfg = settings(weight_decay=0.0)
+    train_student(cfg, student, data, "soft", 0, CPU, after_backward=silence)
+    for mine, old in zip(student.parameters(), before.parameters(), strict=True):
+        assert torch.equal(mine, old)
+
+
+def same(one: nn.Module, other: nn.Module) -> bool:
+    mine, theirs = one.state_dict(), other.state_dict()
+    return all(torch.equal(tensor, theirs[name]) for name, tensor in mine.items())
+
+
+@pytest.mark.parametrize("kill_at", [2, 4, 6])
+@pytest.mark.parametrize(
+    ("arch", "optimizer", "labels"),
+    [("resnet8", "sgd", "hard"), ("mobilenet_v3_large", "adamw", "soft")],
+)
+def test_killed_at_any_step_it_goes_on_to_the_same_student_bit_for_bit(
+    kill_at: int,
+    arch: str,
+    optimizer: str,
+    labels: Any,
+    make_distilled: MakeDistilled,
+    tmp_path: Path,
+):
+    data = make_distilled(RelabelConfig(views=2, mix="mixup"))
+    cfg = settings(arch=arch, optimizer=optimizer, batch=4, epochs=2, lr=0.01)
+
+    def train(checkpoint: Checkpoint, kill_at: int = 0) -> nn.Module:
+        done = 0
+
+        def after_backward() -> None:
+            nonlocal done
+            done += 1
+            if done == kill_at:
+                raise Killed
+
+        torch.manual_seed(torch.seed())  # dropout must not depend on the global generator
+        student = new_student(arch, data, seed=1)
+        return train_student(
+            cfg, student, data, labels, 1, CPU, checkpoint, after_backward=after_backward
+        )
+
+    whole = train(Checkpoint(None, 0))
+    checkpoint = Checkpoint(tmp_path / "c.pt", 0)
+    with pytest.raises(Killed):
+        train(checkpoint, kill_at)
+    assert same(train(checkpoint), whole)
+
+
+def test_dropout_is_on_while_a_student_is_trained(make_distilled: MakeDistilled):
+    data = make_distilled(RelabelConfig(views=1))
+    cfg = settings(arch="mobilenet_v3_large", epochs=1, batch=4, lr=0.01)
+    trained = []
+    for chance in (0.0, 0.9):
+        student = new_student(cfg.arch, data, seed=1)
+        for module in student.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = chance
+        trained.append(train_student(cfg, student, data, "soft", 1, CPU))
+    assert not same(*trained)
+
+
+def test_seeds_decide_the_weights_and_the_order(make_distilled: MakeDistilled):
+    data, cfg = make_distilled(RelabelConfig(views=1)), settings(epochs=1)
+    assert same(new_student("resnet8", data, 3), new_student("resnet8", data, 3))
+    assert not same(new_student("resnet8", data, 3), new_student("resnet8", data, 4))
+
+    def trained(seed: int) -> nn.Module:
+        return train_student(cfg, new_student("resnet8", data, 0), data, "hard", seed, CPU)
+
+    assert same(trained(5), trained(5)) and not same(trained(5), trained(6))
+
+
+def test_a_new_student_fits_the_file(make_distilled: MakeDistilled):
+    student = new_student("resnet8", make_distilled(RelabelConfig(views=1)), 0)
+    assert student.num_classes == 4 and student.image_size == SIZE
+
+
+@pytest.mark.parametrize("labels", ["soft", "hard"])
+def test_a_student_learns_the_labels(labels: Any, make_distilled: MakeDistilled):
+    # Without crops every epoch shows the same images, so they can be learnt by heart.
+    data = make_distilled(RelabelConfig(views=1, crop="none", flip=False), scale=6.0)
+    cfg = settings(epochs=40, batch=12, lr=0.01, optimizer="adamw", temperature=1.0)
+    student = train_student(cfg, new_student("resnet8", data, 0), data, labels, 0, CPU)
+    (batch,) = data.epoch(0, 12, torch.Generator().manual_seed(0))
+    assert batch.logits is not None
+    wanted = batch.labels if labels == "hard" else batch.logits.argmax(dim=1)
+    with torch.no_grad():
+        answers = student(batch.images).argmax(dim=1)  # train mode: batch statistics
+    assert (answers == wanted).double().mean() >= 0.9
+
+
+def test_divergence_is_one_sentence_saying_what_to_lower(make_distilled: MakeDistilled):
+    data, cfg = make_distilled(RelabelConfig(views=1)), settings(lr=1e30)
+    with pytest.raises(RunError) as caught:
+        train_student(cfg, new_student("resnet8", data, 0), data, "soft", 0, CPU)
+    assert str(caught.value).startswith("posttrain: the loss of resnet8 is nan in epoch ")
+    assert str(caught.value).endswith("lower posttrain.lr (now 1e+30)")
