@@ -144,10 +144,11 @@ def evaluate(
 
 
 STOPPED = "stopped: what is finished is kept, and the same command goes on from there"
+INTERRUPTED, TERMINATED = 130, 143
 
 
-class Terminated(KeyboardInterrupt):
-    """SIGTERM, treated as Ctrl-C is."""
+class Terminated(BaseException):
+    """SIGTERM; not a KeyboardInterrupt, which typer would catch."""
 
 
 def main() -> None:
@@ -155,7 +156,7 @@ def main() -> None:
     run(app)
 
 
-def run(application: Callable[..., None]) -> None:
+def run(application: Callable[..., Any]) -> None:
     """Run a typer application with the suite's exit codes (also used by scdd-apps).
 
     0; 2 for a UserError; 1 for a RunError or a bug; 130 and 143 after Ctrl-C and SIGTERM.
@@ -164,7 +165,8 @@ def run(application: Callable[..., None]) -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     signal.signal(signal.SIGTERM, _terminate)
     with _sentences():
-        application(standalone_mode=False)
+        if application(standalone_mode=False) == INTERRUPTED:
+            raise KeyboardInterrupt  # Newer typers make a return value of it, older ones an Abort.
 
 
 @contextmanager
@@ -178,9 +180,10 @@ def _sentences() -> Iterator[None]:
         _fail(f"error: {error}", 2)
     except RunError as error:
         _fail(f"error: {error}", 1)
-    except (KeyboardInterrupt, typer.Abort) as error:
-        terminated = isinstance(error, Terminated) or isinstance(error.__cause__, Terminated)
-        _fail(STOPPED, 143 if terminated else 130)
+    except (KeyboardInterrupt, typer.Abort):
+        _fail(STOPPED, INTERRUPTED)
+    except Terminated:
+        _fail(STOPPED, TERMINATED)
     except usage_error as error:
         error.show()
         sys.exit(error.exit_code)

@@ -11,6 +11,7 @@ from scdd.distilled import DistilledDataset
 from scdd.errors import ConfigError, FormatError
 from scdd.progress import Bar
 from scdd.stages.posttrain import Labels, new_student, train_student
+from scdd.steps import student_seed
 from scdd.tables import mean_sd, table
 from scdd.training import evaluate
 
@@ -47,7 +48,8 @@ def evaluate_file(
         for name, path in files.items():
             dataset = _open(path, kind, cfg.batch, device)
             scores = []
-            for seed in range(seeds):
+            for number in range(seeds):
+                seed = student_seed(dataset.header.seed, number)  # The students of the run itself.
                 student = new_student(arch, dataset, seed)
                 train_student(
                     cfg,

@@ -123,6 +123,7 @@ def distill(
     """
     steps = steps_of(cfg)
     wanted = steps[: 1 + _position(steps, until, "--until")] if until else steps
+    again = steps[_position(steps, redo, "--redo") :] if redo else ()
     _check_networks(cfg)
     run = RunDirectory(out)
     if cfg.threads:
@@ -130,8 +131,8 @@ def distill(
     with joined() as world, run.locked() if world.leads else nullcontext():
         device = world.device(torch.device(device))
         if world.leads:
-            if redo:
-                _set_aside(run, steps, redo)
+            if again:
+                _set_aside(run, again)
             for step in steps:
                 run.check_settings(step.name, _settings(cfg, step))
             _remove(run.path.glob(TORN))
@@ -229,8 +230,8 @@ def _check_networks(cfg: RunConfig) -> None:
         )
 
 
-def _set_aside(run: RunDirectory, steps: Sequence[Step], redo: str) -> None:
-    names = [step.name for step in steps[_position(steps, redo, "--redo") :]]
+def _set_aside(run: RunDirectory, steps: Sequence[Step]) -> None:
+    names = [step.name for step in steps]
     aside = run.set_aside(names)
     if aside is not None:
         say(f"moved {names[0]} and what follows from it to {aside}")

@@ -30,7 +30,13 @@ def seeded(seed: int, purpose: str, *index: int) -> Iterator[None]:
     That is weight initialisation and dropout. The CPU's state before is restored; those of
     accelerators are not, as reading them would wait for the device.
     """
-    draw = generator(seed, purpose, *index)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(draw.initial_seed())
+    word = generator(seed, purpose, *index).initial_seed()
+    before = torch.get_rng_state()
+    # Not torch.manual_seed: for GPUs not yet in use it keeps a list that grows with every call.
+    torch.default_generator.manual_seed(word)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(word)
+    try:
         yield
+    finally:
+        torch.set_rng_state(before)

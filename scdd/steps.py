@@ -229,6 +229,11 @@ def run_posttrain(context: Context, step: str) -> tuple[str, ...]:
     return ("results.json",)
 
 
+def student_seed(seed: int, number: int) -> int:
+    """Seed of student `number` of a run: that of its weights, order of images and dropout."""
+    return generator(seed, "posttrain.student", number).initial_seed()
+
+
 def _check_later_steps(context: Context) -> None:
     """Refuse what `baseline` and `posttrain` would refuse hours later."""
     cfg, train = context.cfg, context.dataset.train
@@ -247,7 +252,7 @@ def _train_row(
     """Train one student and write its scores: those of the last epoch."""
     cfg, val, device = context.cfg.posttrain, context.dataset.val, context.device
     data = DistilledDataset.open(context.run.path / arm.step / arm.file, device)
-    run_seed = generator(context.cfg.seed, "posttrain.student", seed).initial_seed()
+    run_seed = student_seed(context.cfg.seed, seed)
     student = new_student(cfg.arch, data, run_seed)
     checkpoint = context.checkpoint(step, row.stem)
     before = bar.done

@@ -267,7 +267,7 @@ TUNED: dict[str, dict[str, Any]] = {
         },
         "probe": {"crop_scale": [0.3, 1.0], "flip": False},
         "recover": {
-            "iterations": 800,
+            "iterations": 1200,
             "alpha": 0.5,
             "lr": 0.1,
             "crop": "sample",
@@ -292,7 +292,7 @@ TUNED: dict[str, dict[str, Any]] = {
         },
         "posttrain": {
             "arch": "resnet8",
-            "epochs": 400,
+            "epochs": 600,
             "batch": 25,
             "lr": 2e-3,
             "temperature": 2,
