@@ -116,9 +116,11 @@ def warm_command(warm_process: subprocess.Popen[str], tmp_path: Path) -> Callabl
         warm_process.stdin.flush()
         answer = json.loads(warm_process.stdout.readline())
         watched: list[list[str]] = answer["watched"]
+        stdout, stderr = (stream.read_text(encoding="utf-8") for stream in streams)
         return Outcome(
             answer["code"],
-            *(stream.read_text(encoding="utf-8") for stream in streams),
+            stdout,
+            stderr,
             killed_at=next((what for kind, what in watched if kind == "killed"), None),
             checkpoints_read=[what for kind, what in watched if kind == "read"],
         )
@@ -192,6 +194,7 @@ def child_environment() -> dict[str, str]:
         "PYTHONPATH": os.pathsep.join(filter(None, path)),
         "OMP_WAIT_POLICY": "PASSIVE",
         "OMP_NUM_THREADS": "1",
+        "CUDA_VISIBLE_DEVICES": "",  # Runs are compared bit for bit, so all are made on the CPU.
         "NO_COLOR": "1",
         "TERM": "dumb",
         "COLUMNS": "200",

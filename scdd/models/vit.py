@@ -7,25 +7,29 @@ from torch import nn
 from scdd.errors import ConfigError
 
 STOCK_SIZE, STOCK_PATCH, WIDTH = 224, 16, 192
+MOST_SIDE, LEAST_PATCH = 8, 4
+"""Small images: 8x8 tokens, but no patch below 4 px, which would say too little to be a token."""
 
 
 def patch_size(image_size: int) -> int:
     """Side of the square patches, in pixels, for square images of `image_size` pixels.
 
-    Among the divisors of the size the one whose tokens come closest to 8x8, or from 224 px up
-    to patches of 16 px; between two equally close the one with more tokens.
+    Among the divisors of the size the one whose tokens come closest to 8x8 (fewer below 32 px,
+    as a patch has at least 4 px), or from 224 px up to patches of 16 px; between two equally
+    close the one with more tokens.
 
     Raises:
         ConfigError: if every divisor gives less than half or more than twice that many tokens
             a side, as for primes.
     """
-    wanted = 8 if image_size < STOCK_SIZE else image_size / STOCK_PATCH
-    sides = [n for n in range(1, image_size + 1) if image_size % n == 0]
+    small = image_size < STOCK_SIZE
+    wanted = min(MOST_SIDE, image_size / LEAST_PATCH) if small else image_size / STOCK_PATCH
+    sides = [n for n in range(1, image_size // LEAST_PATCH + 1) if image_size % n == 0]
     sides = [n for n in sides if wanted / 2 <= n <= wanted * 2]
     if not sides:
         raise ConfigError(
             f"vit_tiny: {image_size} px does not divide into about {wanted:.0f}x{wanted:.0f} equal "
-            f"patches; choose an image size that is a multiple of {8 if wanted == 8 else 16}"
+            f"patches; choose an image size that is a multiple of {8 if small else STOCK_PATCH}"
         )
     return image_size // min(sides, key=lambda n: (abs(n - wanted), -n))
 

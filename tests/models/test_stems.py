@@ -126,17 +126,20 @@ def test_any_net_can_be_adapted_by_naming_where_it_halves_the_map():
     assert net(torch.zeros(1, 3, 8, 8)).shape == (1, 3, 2, 2)
 
 
-def test_vit_patches_divide_the_image_into_8x8_tokens_where_they_can():
+def test_vit_patches_have_4_px_and_divide_the_image_into_8x8_tokens_where_they_can():
     for size in range(8, 224):
-        sides = [n for n in range(4, 17) if size % n == 0]
+        wanted = min(8, size / 4)
+        sides = [n for n in range(1, size // 4 + 1) if size % n == 0]
+        sides = [n for n in sides if wanted / 2 <= n <= 2 * wanted]
         if not sides:
             with pytest.raises(ConfigError, match=f"vit_tiny: {size} px .* multiple of 8"):
                 patch_size(size)
             continue
         tokens = size // patch_size(size)
         assert size % patch_size(size) == 0
-        assert abs(tokens - 8) == min(abs(n - 8) for n in sides)
-    assert [patch_size(size) for size in (8, 16, 32, 64, 96)] == [1, 2, 4, 8, 12]
+        assert patch_size(size) >= 4
+        assert abs(tokens - wanted) == min(abs(n - wanted) for n in sides)
+    assert [patch_size(size) for size in (8, 16, 32, 64, 96)] == [4, 4, 4, 8, 12]
 
 
 def test_vit_patches_are_16_px_from_224_px_up_where_they_can():
@@ -145,8 +148,8 @@ def test_vit_patches_are_16_px_from_224_px_up_where_they_can():
         patch_size(227)
 
 
-def test_vit_has_64_tokens_on_small_images():
-    for size in (8, 16, 32, 64, 96, 128):
+def test_vit_has_64_tokens_on_small_images_from_32_px():
+    for size, tokens in ((8, 4), (16, 16), (32, 64), (64, 64), (96, 64), (128, 64)):
         model = build("vit_tiny", size)
-        assert model.backbone.pos_embed.shape == (1, 64 + 1, 192)
+        assert model.backbone.pos_embed.shape == (1, tokens + 1, 192)
         assert model(torch.empty(2, 3, size, size, device="meta")).shape == (2, 10)
