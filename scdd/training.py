@@ -7,8 +7,12 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from scdd.augment import normalise
+
+SMALL_STEP = 2e9
+"""FLOPs of a step below which one thread is faster than two (measured on two cores)."""
 
 
 class OptimizerSettings(Protocol):
@@ -39,6 +43,30 @@ class Images(Protocol):
     std: tuple[float, float, float]
 
     def read(self, indices: Tensor) -> Tensor: ...
+
+
+@contextmanager
+def fitting_threads(model: nn.Module, images: Tensor, passes: int) -> Iterator[None]:
+    """Use one CPU thread where a step is so small that waking the others costs more than it saves.
+
+    Args:
+        model: the network.
+        images: a batch [B, 3, S, S] as the step will see it; only its shape and device count.
+        passes: forward passes that a step is worth; 3 with a backward pass.
+    """
+    threads = torch.get_num_threads()
+    if images.device.type != "cpu" or threads == 1:
+        yield
+        return
+    counter = FlopCounterMode(display=False)
+    with evaluating(model), torch.no_grad(), counter:
+        model(torch.zeros_like(images[:1]))
+    small = counter.get_total_flops() * len(images) * passes < SMALL_STEP
+    try:
+        torch.set_num_threads(1 if small else threads)
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def make_optimizer(

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
+import torch
 from torch import nn
 
 from scdd.errors import ConfigError
@@ -75,6 +76,8 @@ def create_model(arch: str, num_classes: int, image_size: int) -> nn.Module:
     }
     for name, value in facts.items():
         setattr(model, name, value)
+    # Convolutions follow the layout of their weights; this one is the faster on CPU and GPU.
+    model = model.to(memory_format=torch.channels_last)
     return model
 
 

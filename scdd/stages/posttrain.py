@@ -13,7 +13,7 @@ from scdd.distilled import Batch, DistilledDataset
 from scdd.errors import RunError
 from scdd.models import create_model
 from scdd.seeding import generator, seeded
-from scdd.training import cosine, make_optimizer, set_lr
+from scdd.training import cosine, fitting_threads, make_optimizer, set_lr
 
 Labels = Literal["soft", "hard"]
 
@@ -53,28 +53,31 @@ def train_student(
     state = checkpoint.load()
     step = _restore(state, student, optimizer) if state else 0
     loss = torch.zeros((), device=device)
-    while step < cfg.epochs * steps_per_epoch:
-        epoch, skip = divmod(step, steps_per_epoch)
-        order = generator(seed, "posttrain.order", epoch)
-        for batch in data.epoch(epoch, cfg.batch, order, skip=skip):
-            set_lr(optimizer, cfg.lr * _rate(cfg, step, steps_per_epoch))
-            with seeded(seed, "posttrain.dropout", step):
-                logits = student(batch.images)
-            loss = soft_loss(cfg, logits, batch) if labels == "soft" else hard_loss(logits, batch)
-            optimizer.zero_grad()
-            loss.backward()
-            after_backward()
-            optimizer.step()
-            step += 1
-            if checkpoint.due:
-                checkpoint.save(_state(step, student, optimizer))
-        if not torch.isfinite(loss):
-            raise RunError(
-                f"posttrain: the loss of {cfg.arch} is {loss.item()} in epoch {epoch + 1}; lower "
-                f"posttrain.lr (now {cfg.lr})"
-            )
-        advance(f"{cfg.arch} {labels}")
-        after_epoch(epoch + 1)
+    example = torch.empty(cfg.batch, 3, data.image_size, data.image_size, device=device)
+    with fitting_threads(student, example, passes=3):
+        while step < cfg.epochs * steps_per_epoch:
+            epoch, skip = divmod(step, steps_per_epoch)
+            order = generator(seed, "posttrain.order", epoch)
+            for batch in data.epoch(epoch, cfg.batch, order, skip=skip):
+                set_lr(optimizer, cfg.lr * _rate(cfg, step, steps_per_epoch))
+                with seeded(seed, "posttrain.dropout", step):
+                    logits = student(batch.images)
+                soft = labels == "soft"
+                loss = soft_loss(cfg, logits, batch) if soft else hard_loss(logits, batch)
+                optimizer.zero_grad()
+                loss.backward()
+                after_backward()
+                optimizer.step()
+                step += 1
+                if checkpoint.due:
+                    checkpoint.save(_state(step, student, optimizer))
+            if not torch.isfinite(loss):
+                raise RunError(
+                    f"posttrain: the loss of {cfg.arch} is {loss.item()} in epoch {epoch + 1}; "
+                    f"lower posttrain.lr (now {cfg.lr})"
+                )
+            advance(f"{cfg.arch} {labels}")
+            after_epoch(epoch + 1)
     return student
 
 

@@ -10,6 +10,7 @@ from scdd.augment import normalise
 from scdd.config.relabel import RelabelConfig
 from scdd.config.section import Triple
 from scdd.distilled.views import ViewRecords, render_views, sample_views
+from scdd.training import fitting_threads
 
 
 @torch.no_grad()
@@ -32,9 +33,13 @@ def relabel(
         batch: images per forward pass; no effect on the labels with running statistics.
     """
     records = sample_views(cfg, len(images), images.shape[-1], seed, first, last)
-    images = images.to(device)
-    labels = []
-    with _frozen(teacher.to(device), cfg.teacher_bn == "batch"):
+    images, labels = images.to(device), []
+    together = cfg.group if cfg.teacher_bn == "batch" else batch
+    example = images[:1].float().expand(together, -1, -1, -1)
+    with (
+        fitting_threads(teacher.to(device), example, passes=1),
+        _frozen(teacher, cfg.teacher_bn == "batch"),
+    ):
         for view in range(last - first):
             parts = _parts(records, view, len(images), batch)
             order = torch.cat(parts).to(device)
