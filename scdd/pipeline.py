@@ -156,6 +156,7 @@ def _run_step(context: Context, step: Step) -> None:
     done = run.done(step.name)
     if world.leads and done is not None:
         run.check_outputs(step.name, done)
+        run.show(step.name, tuple(name for name in step.shown if not (run.path / name).exists()))
         gone = step.reads_images and _images_are_gone(context.cfg)
         if not gone:
             run.check_inputs(step.name, _inputs(context, step))

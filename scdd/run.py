@@ -137,8 +137,7 @@ class RunDirectory:
             seconds: how long it took, since its last start.
             peak_bytes: peak memory by kind (host, device).
         """
-        for name in shown:
-            self._publish(self.folder(step) / name)
+        self.show(step, shown)
         record = {
             "outputs": outputs,
             "shown": shown,
@@ -184,8 +183,13 @@ class RunDirectory:
             # A damaged marker is why the step is redone, so it must not be in the way of that.
             return [path.name for path in (self.path / step).iterdir()]
 
+    def show(self, step: str, names: tuple[str, ...]) -> None:
+        """Show outputs of a step at the top of the run directory."""
+        for name in names:
+            self._publish(self.path / step / name)
+
     def _publish(self, made: Path) -> None:
-        """Show an output at the top of the run directory: the same file, if links work there."""
+        """Make the same file appear at the top; a copy where links do not work."""
         shown = self.path / made.name
         temporary = shown.with_name(f".{shown.name}.link")
         temporary.unlink(missing_ok=True)

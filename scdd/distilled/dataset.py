@@ -17,6 +17,10 @@ from scdd.distilled.records import MIXES, ViewRecords, group_sizes
 from scdd.distilled.views import hard_label_weights, render_views
 
 
+RENDERED_BYTES = 64 * 2**20
+"""Largest view that is rendered and kept as a whole."""
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Batch:
     """B rendered images and all that a loss may want of them, on one device."""
@@ -63,6 +67,7 @@ class DistilledDataset:
         group = None if records is None else records.parameters.get("group")
         self._group_sizes = None if group is None else group_sizes(group.cpu())
         self._cached: tuple[int, Tensor] | None = None
+        self._shown: tuple[int, Tensor] | None = None
 
     @classmethod
     def open(cls, path: str | Path, device: torch.device | str = "cpu") -> Self:
@@ -232,7 +237,17 @@ class DistilledDataset:
         return len(self._group_sizes), batch // largest
 
     def __getstate__(self) -> dict[str, object]:
-        return self.__dict__ | {"_cached": None}
+        return self.__dict__ | {"_cached": None, "_shown": None}
+
+    def _rendered(self, view: int, index: Tensor) -> Tensor:
+        """Images of one view, [B, 3, S, S]; a small set is rendered whole, once for its batches."""
+        assert self.records is not None
+        if 4 * self.images.numel() > RENDERED_BYTES:
+            return render_views(self.images, self.records, view, index)
+        if self._shown is None or self._shown[0] != view:
+            every = torch.arange(len(self), device=self.images.device)
+            self._shown = view, render_views(self.images, self.records, view, every)
+        return self._shown[1][index]
 
     def _batch(self, view: int, index: Tensor) -> Batch:
         index = index.to(self.images.device)
@@ -240,7 +255,7 @@ class DistilledDataset:
             images, partner = self.images[index].float() / 255, index
             weight = torch.ones(len(index), device=index.device)
         else:
-            images = render_views(self.images, self.records, view, index)
+            images = self._rendered(view, index)
             partner, weight = hard_label_weights(self.records, view, index, self.image_size)
         return Batch(
             normalise(images, self.mean, self.std),
