@@ -17,6 +17,8 @@ from scdd.distilled.records import MIXES, ViewRecords, group_sizes
 from scdd.distilled.views import hard_label_weights, render_views
 
 
+LABEL_BYTES = 16 * 2**20
+"""Soft labels that are read and kept at a time, if a view is not larger."""
 RENDERED_BYTES = 64 * 2**20
 """Largest view that is rendered and kept as a whole."""
 
@@ -157,7 +159,9 @@ class DistilledDataset:
         return found
 
     def soft_labels(self, view: int) -> Tensor:
-        """Return the soft labels of one view, float32 [N, C] on the device; the last is kept.
+        """Return the soft labels of one view, float32 [N, C] on the device.
+
+        A few views that follow are read with it and kept, as epochs ask for them in turn.
 
         Raises:
             FormatError: if there are none, if they do not serve this subset, or if the file has
@@ -174,13 +178,15 @@ class DistilledDataset:
                 "images per class",
                 f"relabel for ipc {self.header.ipc}",
             )
-        if self._cached is None or self._cached[0] != view:
+        if self._cached is None or not 0 <= view - self._cached[0] < len(self._cached[1]):
+            bytes_a_view = 4 * len(self) * len(self.classes)
+            last = min(view + max(1, LABEL_BYTES // bytes_a_view), self.num_views)
             with DistilledFile(self.path, contents=False) as file:
                 if file.header.digest != self._digest:
                     refuse(self.path, "the file has changed since it was opened", "open it again")
-                logits = file.logits(view)[: len(self)]
-            self._cached = view, logits.to(self.images.device)
-        return self._cached[1]
+                logits = [file.logits(number)[: len(self)] for number in range(view, last)]
+            self._cached = view, torch.stack(logits).to(self.images.device)
+        return self._cached[1][view - self._cached[0]]
 
     def epoch(
         self, epoch: int, batch: int, generator: torch.Generator, skip: int = 0
