@@ -267,8 +267,9 @@ TUNED: dict[str, dict[str, Any]] = {
         },
         "probe": {"crop_scale": [0.3, 1.0], "flip": False},
         "recover": {
-            "iterations": 1200,
+            "iterations": 1600,
             "alpha": 0.5,
+            "first_bn_multiplier": 1,
             "lr": 0.1,
             "crop": "sample",
             "crop_scale": [0.3, 1.0],
