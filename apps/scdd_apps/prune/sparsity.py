@@ -1,0 +1,54 @@
+"""L1 on BatchNorm scales, as strong as the training is long: the pull budget.
+
+SGD with momentum m and rates lr_t moves a scale by at most P = lambda * sum(lr_t) / (1 - m) through
+L1 alone. A fixed lambda does nothing in a short training, so P is the setting and lambda follows.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from scdd.config.posttrain import PosttrainConfig
+from scdd.training import cosine
+from scdd_apps.prune.channels import Coupled
+
+NEAR_ZERO = 0.01
+"""|scale| below which a channel counts as switched off."""
+
+
+def learning_rates(cfg: PosttrainConfig, steps_per_epoch: int) -> list[float]:
+    """The rate of every step of `scdd.stages.posttrain.train_student`."""
+    steps = cfg.epochs * steps_per_epoch
+    done = [
+        step if cfg.schedule == "step" else step - step % steps_per_epoch for step in range(steps)
+    ]
+    warmup = cfg.warmup_epochs / cfg.epochs
+    return [cfg.lr * cosine(step / steps, warmup, cfg.stretch) for step in done]
+
+
+def l1_strength(pull: float, cfg: PosttrainConfig, steps_per_epoch: int) -> float:
+    """The lambda with which L1 can move a scale by `pull` over the training `cfg`."""
+    return pull * (1 - cfg.momentum) / sum(learning_rates(cfg, steps_per_epoch))
+
+
+def l1_pull(scales: Sequence[Tensor], strength: float) -> Callable[[], None]:
+    """Return what adds the gradient of strength * sum |scale| to each scale's gradient."""
+
+    def add() -> None:
+        for scale in scales:
+            assert scale.grad is not None
+            scale.grad.add_(scale.detach().sign(), alpha=strength)
+
+    return add
+
+
+def scales_of(layers: Sequence[Coupled]) -> list[nn.Parameter]:
+    """The BatchNorm scales of all layers."""
+    return [norm.weight for layer in layers for norm in layer.norms]
+
+
+def share_near_zero(layers: Sequence[Coupled]) -> float:
+    """Share of the channels whose importance is below 0.01."""
+    scores = torch.cat([layer.importance() for layer in layers])
+    return (scores < NEAR_ZERO).double().mean().item()
