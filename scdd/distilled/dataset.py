@@ -16,7 +16,6 @@ from scdd.distilled.reader import DistilledFile
 from scdd.distilled.records import MIXES, ViewRecords, group_sizes
 from scdd.distilled.views import hard_label_weights, render_views
 
-
 LABEL_BYTES = 16 * 2**20
 """Soft labels that are read and kept at a time, if a view is not larger."""
 RENDERED_BYTES = 64 * 2**20
