@@ -267,9 +267,8 @@ TUNED: dict[str, dict[str, Any]] = {
         },
         "probe": {"crop_scale": [0.3, 1.0], "flip": False},
         "recover": {
-            "iterations": 1600,
+            "iterations": 2000,
             "alpha": 0.5,
-            "first_bn_multiplier": 1,
             "lr": 0.1,
             "crop": "sample",
             "crop_scale": [0.3, 1.0],
