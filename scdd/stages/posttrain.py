@@ -59,7 +59,7 @@ def train_student(
             epoch, skip = divmod(step, steps_per_epoch)
             order = generator(seed, "posttrain.order", epoch)
             for batch in data.epoch(epoch, cfg.batch, order, skip=skip):
-                set_lr(optimizer, cfg.lr * _rate(cfg, step, steps_per_epoch))
+                set_lr(optimizer, learning_rate(cfg, step, steps_per_epoch))
                 with seeded(seed, "posttrain.dropout", step):
                     logits = student(batch.images)
                 soft = labels == "soft"
@@ -97,10 +97,11 @@ def hard_loss(logits: Tensor, batch: Batch) -> Tensor:
     return (batch.label_weight * own + (1 - batch.label_weight) * other).mean()
 
 
-def _rate(cfg: PosttrainConfig, step: int, steps_per_epoch: int) -> float:
+def learning_rate(cfg: PosttrainConfig, step: int, steps_per_epoch: int) -> float:
+    """The rate of a step, counted from 0 over the whole training."""
     done = step if cfg.schedule == "step" else step - step % steps_per_epoch
     warmup = cfg.warmup_epochs / cfg.epochs
-    return cosine(done / (cfg.epochs * steps_per_epoch), warmup, cfg.stretch)
+    return cfg.lr * cosine(done / (cfg.epochs * steps_per_epoch), warmup, cfg.stretch)
 
 
 def _state(step: int, student: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:

@@ -10,26 +10,18 @@ import torch
 from torch import Tensor, nn
 
 from scdd.config.posttrain import PosttrainConfig
-from scdd.training import cosine
+from scdd.stages.posttrain import learning_rate
 from scdd_apps.prune.channels import Coupled
 
 NEAR_ZERO = 0.01
 """|scale| below which a channel counts as switched off."""
 
 
-def learning_rates(cfg: PosttrainConfig, steps_per_epoch: int) -> list[float]:
-    """The rate of every step of `scdd.stages.posttrain.train_student`."""
-    steps = cfg.epochs * steps_per_epoch
-    done = [
-        step if cfg.schedule == "step" else step - step % steps_per_epoch for step in range(steps)
-    ]
-    warmup = cfg.warmup_epochs / cfg.epochs
-    return [cfg.lr * cosine(step / steps, warmup, cfg.stretch) for step in done]
-
-
 def l1_strength(pull: float, cfg: PosttrainConfig, steps_per_epoch: int) -> float:
     """The lambda with which L1 can move a scale by `pull` over the training `cfg`."""
-    return pull * (1 - cfg.momentum) / sum(learning_rates(cfg, steps_per_epoch))
+    steps = range(cfg.epochs * steps_per_epoch)
+    rates = sum(learning_rate(cfg, step, steps_per_epoch) for step in steps)
+    return pull * (1 - cfg.momentum) / rates
 
 
 def l1_pull(scales: Sequence[Tensor], strength: float) -> Callable[[], None]:
