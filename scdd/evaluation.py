@@ -7,10 +7,9 @@ import torch
 
 from scdd.companions import companions_of
 from scdd.config.load import posttrain_config, read_run_config
-from scdd.distilled import DistilledDataset
-from scdd.errors import ConfigError, FormatError
+from scdd.errors import ConfigError
 from scdd.progress import Bar
-from scdd.stages.posttrain import Labels, new_student, train_student
+from scdd.stages.posttrain import Labels, new_student, open_for_training, train_student
 from scdd.steps import student_seed
 from scdd.tables import mean_sd, table
 from scdd.training import evaluate
@@ -46,7 +45,7 @@ def evaluate_file(
     rows = []
     with Bar("evaluate", len(files) * seeds * cfg.epochs) as bar:
         for name, path in files.items():
-            dataset = _open(path, kind, cfg.batch, device)
+            dataset = open_for_training(path, (kind,), cfg.batch, device)
             scores = []
             for number in range(seeds):
                 seed = student_seed(dataset.header.seed, number)  # The students of the run itself.
@@ -70,15 +69,3 @@ def evaluate_file(
         f"{cfg.optimizer} {cfg.lr:g}, T = {cfg.temperature:g}, {seeds} seed(s), last epoch."
     )
     return f"{table(['file', 'top-1 %', 'top-5 %'], rows)}\n\n{protocol}"
-
-
-def _open(path: Path, kind: Labels, batch: int, device: torch.device) -> DistilledDataset:
-    """Open a file and refuse, before any training, what it cannot serve."""
-    dataset = DistilledDataset.open(path, device)
-    if kind == "soft" and not dataset.has_soft_labels:
-        raise FormatError(f"{path}: holds no soft labels; train with --labels hard")
-    try:
-        dataset.steps(batch)
-    except ValueError as error:
-        raise ConfigError(f"{path}: {error}, with --set batch=N") from error
-    return dataset

@@ -1,6 +1,7 @@
 """`scdd inspect`: what a distilled file holds, in lines for people."""
 
 from pathlib import Path
+from typing import Any
 
 from scdd.distilled import DistilledFile, verify
 from scdd.errors import FormatError
@@ -22,7 +23,6 @@ def describe(path: Path, thorough: bool) -> str:
         images = file.images()
         views = file.views
     per_class = f"ipc {header.ipc}" if header.ipc is not None else f"budget {header.budget_n}"
-    teacher = header.teacher or {}
     lines = [
         f"{path} ({size(path.stat().st_size)})",
         f"  method       {header.method}, recipe {header.recipe}, seed {header.seed}",
@@ -30,9 +30,7 @@ def describe(path: Path, thorough: bool) -> str:
         + _some(header.class_names),
         f"  images       {len(images)} of {header.image_size} px, {per_class}, {header.kind}",
         f"  soft labels  {_labels(header.target_kind, views)}",
-        f"  teacher      {teacher.get('arch', 'none')}, {teacher.get('objective', '')}, "
-        f"validation top-1 {teacher.get('val_top1', float('nan')):.1f} %, "
-        f"BatchNorm {teacher.get('bn', '')}",
+        f"  teacher      {_teacher(header.teacher)}",
         f"  made by      scdd {header.versions.get('scdd', '?')}, "
         f"torch {header.versions.get('torch', '?')}, {header.created}",
         f"  digest       {header.digest}",
@@ -42,7 +40,25 @@ def describe(path: Path, thorough: bool) -> str:
         if faults:
             raise FormatError(f"{path}: {'; '.join(faults)}; make or download it again")
         lines.append("  verified     every digest, shape and range is right")
-    return "\n".join(lines)
+    return "\n".join(map(printable, lines))
+
+
+def printable(text: str) -> str:
+    """Replace what a terminal would obey instead of show; a file's texts may come from anyone."""
+    return "".join(
+        letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text
+    )
+
+
+def _teacher(teacher: dict[str, Any] | None) -> str:
+    if not teacher:
+        return "none recorded"
+    top1 = teacher.get("val_top1")
+    score = f"{top1:.1f} %" if isinstance(top1, int | float) else "unknown"
+    return (
+        f"{teacher.get('arch', 'unknown')}, {teacher.get('objective', 'unknown objective')}, "
+        f"validation top-1 {score}, BatchNorm {teacher.get('bn', 'unknown')}"
+    )
 
 
 def _labels(target_kind: str, views: object) -> str:

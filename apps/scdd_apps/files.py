@@ -14,8 +14,8 @@ from scdd.companions import companions_of, newest_file
 from scdd.config.load import posttrain_config, read_run_config
 from scdd.config.posttrain import PosttrainConfig
 from scdd.datasets import ImageSource
-from scdd.distilled import DistilledDataset, Header, read_header
-from scdd.errors import ConfigError, FormatError
+from scdd.distilled import Header, read_header
+from scdd.errors import ConfigError
 from scdd.files import write_json
 from scdd.stages.posttrain import Labels
 
@@ -128,25 +128,6 @@ def settings_with(
         if key in UNUSED:
             raise ConfigError(f"--set {override}: has no effect here; leave it out")
     return posttrain_config(base, [*own, *overrides])
-
-
-def open_for_training(
-    path: Path, kinds: Sequence[Labels], batch: int, device: torch.device
-) -> DistilledDataset:
-    """Open a distilled file and make sure that it serves such training.
-
-    Raises:
-        FormatError: if the file cannot be used or lacks soft labels that are wanted.
-        ConfigError: if the batch does not fit the groups of the stored views.
-    """
-    data = DistilledDataset.open(path, device)
-    if "soft" in kinds and not data.has_soft_labels:
-        raise FormatError(f"{path}: holds no soft labels; train with --labels hard")
-    try:
-        data.steps(batch)
-    except ValueError as error:
-        raise ConfigError(f"{path}: {error}; use --set batch=...") from error
-    return data
 
 
 class Rows:

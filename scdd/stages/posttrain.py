@@ -1,6 +1,7 @@
 """Post-train: a student learns from the distilled file alone (SC-DD, section 2.4)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -10,12 +11,31 @@ from torch import Tensor, nn
 from scdd.checkpoint import NO_CHECKPOINT, Checkpoint
 from scdd.config.posttrain import PosttrainConfig
 from scdd.distilled import Batch, DistilledDataset
-from scdd.errors import RunError
+from scdd.errors import ConfigError, FormatError, RunError
 from scdd.models import create_model
 from scdd.seeding import generator, seeded
 from scdd.training import cosine, fitting_threads, make_optimizer, set_lr
 
 Labels = Literal["soft", "hard"]
+
+
+def open_for_training(
+    path: Path, kinds: Sequence[Labels], batch: int, device: torch.device
+) -> DistilledDataset:
+    """Open a distilled file and refuse, before any training, what it cannot serve.
+
+    Raises:
+        FormatError: if the file cannot be used or lacks soft labels that are wanted.
+        ConfigError: if the batch does not fit the groups of the stored views.
+    """
+    data = DistilledDataset.open(path, device)
+    if "soft" in kinds and not data.has_soft_labels:
+        raise FormatError(f"{path}: holds no soft labels; train with --labels hard")
+    try:
+        data.steps(batch)
+    except ValueError as error:
+        raise ConfigError(f"{path}: {error}; use --set batch=N") from error
+    return data
 
 
 def new_student(arch: str, data: DistilledDataset, seed: int) -> nn.Module:

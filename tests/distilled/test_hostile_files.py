@@ -4,6 +4,7 @@ import contextlib
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 
 from scdd.distilled import DistilledFile, read_header, verify
 from scdd.errors import FormatError
+from scdd.inspection import describe
 
 Change = Callable[[h5py.File], None]
 
@@ -222,3 +224,16 @@ def test_a_view_that_is_not_stored_is_a_mistake_of_the_caller(file: Path):
         for view in (-1, 4):
             with pytest.raises(ValueError, match="not one of the 4 stored"):
                 opened.logits(view)
+
+
+def test_inspect_shows_odd_texts_without_obeying_them(tmp_path: Path, content: Callable[..., Any]):
+    path = tmp_path / "odd.h5"
+    about = {
+        "class_names": ("\x1b[2J\x07", "two\nlines", "c"),
+        "teacher": {"arch": "resnet8\r", "val_top1": "very good"},
+    }
+    content(about=about).write(path)
+    shown = describe(path, thorough=True)
+    assert all(letter.isprintable() for line in shown.split("\n") for letter in line)
+    assert shown.split("\n")[-1].startswith("  verified")
+    assert "validation top-1 unknown" in shown

@@ -13,11 +13,11 @@ from scdd.distilled import DistilledDataset
 from scdd.errors import RunError
 from scdd.progress import Bar, duration
 from scdd.run import RunDirectory
-from scdd.stages.posttrain import Labels, new_student, train_student
+from scdd.stages.posttrain import Labels, new_student, open_for_training, train_student
 from scdd.training import evaluate
 from scdd_apps.crossarch.recipes import Student, prepare, settings_for
 from scdd_apps.crossarch.results import Row, results_text
-from scdd_apps.files import Inputs, Rows, open_for_training, training_identity
+from scdd_apps.files import Inputs, Rows, training_identity
 from scdd_apps.report import count_cell, training_line, write_results
 from scdd_apps.report_cost import macs, parameters, step_seconds
 

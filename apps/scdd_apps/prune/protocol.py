@@ -15,9 +15,9 @@ from scdd.checkpoint import Checkpoint, fill, load_weights, save_weights
 from scdd.distilled import DistilledDataset
 from scdd.progress import Bar, duration
 from scdd.run import RunDirectory
-from scdd.stages.posttrain import new_student, train_student
+from scdd.stages.posttrain import new_student, open_for_training, train_student
 from scdd.training import evaluate
-from scdd_apps.files import Inputs, Rows, open_for_training, training_identity
+from scdd_apps.files import Inputs, Rows, training_identity
 from scdd_apps.prune.channels import achieved, check_achieved, select
 from scdd_apps.prune.plan import Plan
 from scdd_apps.prune.pruned_file import save_pruned
