@@ -64,8 +64,6 @@ def evaluate_file(
             top1 = mean_sd([score.top1 for score in scores]) if scores else "n/a (no --data)"
             top5 = mean_sd([score.top5 for score in scores]) if scores else "n/a (no --data)"
             rows.append([name, top1, top5])
-    protocol = (
-        f"Student {arch}, {kind} labels, {cfg.epochs} epochs of batch {cfg.batch}, "
-        f"{cfg.optimizer} {cfg.lr:g}, T = {cfg.temperature:g}, {seeds} seed(s), last epoch."
-    )
+    training = cfg.describe(dataset.steps(cfg.batch))
+    protocol = f"Student {arch}, {kind} labels, {training}; {seeds} seed(s), last epoch."
     return f"{table(['file', 'top-1 %', 'top-5 %'], rows)}\n\n{protocol}"

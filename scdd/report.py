@@ -87,11 +87,10 @@ def accuracy_table(context: Context, results: dict[str, Any]) -> str:
 
 def protocol_line(cfg: PosttrainConfig, recipe: str, results: dict[str, Any]) -> str:
     """Everything that moves the numbers, in one sentence."""
-    steps = results["rows"][0]["steps"]
+    steps = results["rows"][0]["steps"] // cfg.epochs
     return (
         f"Top-1 % on {results['val_images']} real validation images at the last epoch. "
-        f"Recipe {recipe}; student {cfg.arch}, {cfg.epochs} epochs = {steps} steps of batch "
-        f"{cfg.batch}, {cfg.optimizer} {cfg.lr:g}, T = {cfg.temperature:g}; {cfg.seeds} seed(s)."
+        f"Recipe {recipe}; student {cfg.arch}, {cfg.describe(steps)}; {cfg.seeds} seed(s)."
     )
 
 

@@ -257,11 +257,11 @@ def _train_row(
     checkpoint = context.checkpoint(step, row.stem)
     before = bar.done
 
-    def after_epoch(epoch: int) -> None:
+    def after_epoch(epoch: int, scored: nn.Module) -> None:
         bar.done = before + epoch - 1
         bar.advance(note=f"{arm.name}, {labels} labels, seed {seed}")
         if cfg.evaluate_every and epoch % cfg.evaluate_every == 0:
-            top1 = evaluate(student, val, device).top1
+            top1 = evaluate(scored, val, device).top1
             context.run.log(step, arm=arm.name, labels=labels, seed=seed, epoch=epoch, top1=top1)
 
     train_student(

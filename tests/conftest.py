@@ -10,9 +10,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 
 from tests import tiny_run
+
+# A deadline would measure how busy the machine is.
+hypothesis.settings.register_profile("scdd", deadline=None)
+hypothesis.settings.load_profile("scdd")
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -281,7 +281,7 @@ def test_evaluate_in_a_run_gives_the_scores_of_the_run(
     assert rows["distilled.h5"][0] == top1(finished_run.path, "distilled", labels)
     baseline = rows["random_real.h5 (random real)"]
     assert baseline[0] == top1(finished_run.path, "random real", labels)
-    assert f"Student resnet8, {labels} labels, 12 epochs of batch 10" in outcome.stdout
+    assert f"Student resnet8, {labels} labels, 12 epochs = 24 steps of batch 10" in outcome.stdout
     assert sorted(os.listdir(tmp_path)) == ["stderr.txt", "stdout.txt"], "nothing is written"
 
 

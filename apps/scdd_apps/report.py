@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 
-from scdd.config.posttrain import PosttrainConfig
 from scdd.distilled import Header
 from scdd.files import replacing, write_json
 from scdd.run import environment
@@ -28,17 +27,6 @@ def count_cell(count: float) -> str:
             return f"{count:.0f}" if not unit else f"{count:.3g}{unit}"
         count /= 1000
     return f"{count:.3g} T"
-
-
-def training_line(cfg: PosttrainConfig, steps_per_epoch: int) -> str:
-    """Everything about one training that moves a score."""
-    warmup = f", {cfg.warmup_epochs} of them warm-up" if cfg.warmup_epochs else ""
-    cosine = f", cosine stretched by {cfg.stretch:g}" if cfg.stretch != 1 else ""
-    return (
-        f"{cfg.epochs} epochs{warmup} = {cfg.epochs * steps_per_epoch} steps of batch {cfg.batch}, "
-        f"{cfg.optimizer} lr {cfg.lr:g}{cosine}, weight decay {cfg.weight_decay:g}, "
-        f"T = {cfg.temperature:g}"
-    )
 
 
 def score_line(header: Header, scored: int, seeds: int, label_bytes: int) -> str:

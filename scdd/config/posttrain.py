@@ -26,6 +26,9 @@ class PosttrainConfig(Section):
     schedule: Literal["step", "epoch"] = "step"
     """How often the rate is set."""
     warmup_epochs: NonNegativeInt = 0
+    ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Decay per step of the weights' exponential moving average, which is then what is scored; 0:
+    no average. BatchNorm statistics stay those of the weights in training."""
     temperature: PositiveFloat = 20.0
     """Softens both sides of the KL divergence; no effect on hard labels."""
     scale_loss: bool = False
@@ -35,3 +38,14 @@ class PosttrainConfig(Section):
     """Students per row of the table."""
     evaluate_every: NonNegativeInt = 0
     """Epochs between evaluations in metrics.jsonl; 0: the last epoch only. Scores use the last."""
+
+    def describe(self, steps_per_epoch: int) -> str:
+        """Everything about one training that moves a score, in words."""
+        warmup = f", {self.warmup_epochs} of them warm-up" if self.warmup_epochs else ""
+        cosine = f", cosine stretched by {self.stretch:g}" if self.stretch != 1 else ""
+        average = f", EMA {self.ema:g}" if self.ema else ""
+        return (
+            f"{self.epochs} epochs{warmup} = {self.epochs * steps_per_epoch} steps of batch "
+            f"{self.batch}, {self.optimizer} lr {self.lr:g}{cosine}, "
+            f"weight decay {self.weight_decay:g}{average}, T = {self.temperature:g}"
+        )

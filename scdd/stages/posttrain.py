@@ -7,6 +7,7 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from scdd.checkpoint import NO_CHECKPOINT, Checkpoint
 from scdd.config.posttrain import PosttrainConfig
@@ -54,15 +55,18 @@ def train_student(
     checkpoint: Checkpoint = NO_CHECKPOINT,
     advance: Callable[[str], None] = lambda note: None,
     after_backward: Callable[[], None] = lambda: None,
-    after_epoch: Callable[[int], None] = lambda epoch: None,
+    after_epoch: Callable[[int, nn.Module], None] = lambda epoch, scored: None,
 ) -> nn.Module:
     """Train `student` in place for `cfg.epochs` passes over `data`, one stored view a pass.
+
+    With `cfg.ema` the student ends with the moving average of its weights.
 
     Args:
         labels: `soft` matches the stored logits, `hard` the class labels, on the same views.
         seed: decides the order of the images and dropout.
         after_backward: called between the backward pass and the step, to add to gradients.
-        after_epoch: called with the number of finished epochs.
+        after_epoch: called with the number of finished epochs and the network to score: the
+            student, or the average of its weights.
 
     Raises:
         RunError: if the loss stops being finite.
@@ -70,8 +74,12 @@ def train_student(
     student.to(device).train()
     optimizer = make_optimizer(student, cfg, decay_all=cfg.decay == "all")
     steps_per_epoch = data.steps(cfg.batch)
-    state = checkpoint.load()
-    step = _restore(state, student, optimizer) if state else 0
+    parts: dict[str, Any] = {"student": student, "optimizer": optimizer}
+    average = None
+    if cfg.ema:
+        average = AveragedModel(student, multi_avg_fn=get_ema_multi_avg_fn(cfg.ema))
+        parts["average"] = average
+    step = _restore(checkpoint.load(), parts)
     loss = torch.zeros((), device=device)
     example = torch.empty(cfg.batch, 3, data.image_size, data.image_size, device=device)
     with fitting_threads(student, example, passes=3):
@@ -88,16 +96,20 @@ def train_student(
                 loss.backward()
                 after_backward()
                 optimizer.step()
+                if average:
+                    average.update_parameters(student)
                 step += 1
                 if checkpoint.due:
-                    checkpoint.save(_state(step, student, optimizer))
+                    checkpoint.save(_state(step, parts))
             if not torch.isfinite(loss):
                 raise RunError(
                     f"posttrain: the loss of {cfg.arch} is {loss.item()} in epoch {epoch + 1}; "
                     f"lower posttrain.lr (now {cfg.lr})"
                 )
             advance(f"{cfg.arch} {labels}")
-            after_epoch(epoch + 1)
+            after_epoch(epoch + 1, average.module if average else student)
+    if average:
+        student.load_state_dict(average.module.state_dict())
     return student
 
 
@@ -124,11 +136,14 @@ def learning_rate(cfg: PosttrainConfig, step: int, steps_per_epoch: int) -> floa
     return cfg.lr * cosine(done / (cfg.epochs * steps_per_epoch), warmup, cfg.stretch)
 
 
-def _state(step: int, student: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    return {"step": step, "student": student.state_dict(), "optimizer": optimizer.state_dict()}
+def _state(step: int, parts: dict[str, Any]) -> dict[str, Any]:
+    return {"step": step, **{name: part.state_dict() for name, part in parts.items()}}
 
 
-def _restore(state: dict[str, Any], student: nn.Module, optimizer: torch.optim.Optimizer) -> int:
-    student.load_state_dict(state["student"])
-    optimizer.load_state_dict(state["optimizer"])
+def _restore(state: dict[str, Any] | None, parts: dict[str, Any]) -> int:
+    """Set what is trained back to a checkpoint, if there is one; return the steps done."""
+    if state is None:
+        return 0
+    for name, part in parts.items():
+        part.load_state_dict(state[name])
     return int(state["step"])

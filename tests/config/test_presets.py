@@ -285,8 +285,9 @@ TUNED: dict[str, dict[str, Any]] = {
         },
         "relabel": {
             "views": 400,
-            "crop_scale": [0.3, 1.0],
+            "crop_scale": [0.2, 1.0],
             "flip": False,
+            "mix": "cutmix",
             "teacher_bn": "batch",
             "group": 25,
         },

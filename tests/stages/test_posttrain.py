@@ -130,8 +130,9 @@ def test_the_hard_loss_shares_the_label_with_the_partner_and_so_does_its_gradien
 def plain_training(
     cfg: PosttrainConfig, student: nn.Module, data: DistilledDataset, soft: bool, seed: int
 ) -> nn.Module:
-    """SGD by hand: momentum, coupled weight decay, the rate from its formula at each step."""
+    """SGD by hand: momentum, coupled weight decay, the rate from its formula, averaged weights."""
     student.train()
+    average: list[Tensor] = []
     momenta = [torch.zeros_like(p) for p in student.parameters()]
     orders = [generator(seed, "posttrain.order", epoch) for epoch in range(cfg.epochs)]
     epochs = [list(data.epoch(e, cfg.batch, order)) for e, order in enumerate(orders)]
@@ -156,6 +157,15 @@ def plain_training(
                     decay = cfg.weight_decay if cfg.decay == "all" or p.ndim > 1 else 0
                     m.mul_(cfg.momentum).add_(g + decay * p)
                     p.sub_(rate * m)
+                now = [p.clone() for p in student.parameters()]
+                average = average or now
+                average = [
+                    cfg.ema * old + (1 - cfg.ema) * new
+                    for old, new in zip(average, now, strict=True)
+                ]
+    with torch.no_grad():
+        for p, mean in zip(student.parameters(), average, strict=True):
+            p.copy_(mean)
     return student
 
 
@@ -168,6 +178,7 @@ def plain_training(
         {"stretch": 2.0, "weight_decay": 0.1},
         {"schedule": "epoch", "warmup_epochs": 1, "stretch": 1.5},
         {"warmup_epochs": 2, "momentum": 0.0},
+        {"ema": 0.8},
     ],
 )
 def test_the_loop_is_plain_sgd_under_the_written_schedule(
@@ -217,7 +228,7 @@ def test_gradients_may_be_changed_once_a_step_and_epochs_are_counted_from_one(
         CPU,
         advance=lambda note: events.append(note),
         after_backward=after_backward,
-        after_epoch=lambda epoch: events.append(f"epoch {epoch}"),
+        after_epoch=lambda epoch, scored: events.append(f"epoch {epoch}"),
     )
     wanted: list[str] = []
     for epoch in range(1, 4):
@@ -248,19 +259,20 @@ def same(one: nn.Module, other: nn.Module) -> bool:
 
 @pytest.mark.parametrize("kill_at", [2, 4, 6])
 @pytest.mark.parametrize(
-    ("arch", "optimizer", "labels"),
-    [("resnet8", "sgd", "hard"), ("mobilenet_v3_large", "adamw", "soft")],
+    ("arch", "optimizer", "labels", "ema"),
+    [("resnet8", "sgd", "hard", 0.9), ("mobilenet_v3_large", "adamw", "soft", 0.0)],
 )
 def test_killed_at_any_step_it_goes_on_to_the_same_student_bit_for_bit(
     kill_at: int,
     arch: str,
     optimizer: str,
     labels: Any,
+    ema: float,
     make_distilled: MakeDistilled,
     tmp_path: Path,
 ):
     data = make_distilled(RelabelConfig(views=2, mix="mixup"))
-    cfg = settings(arch=arch, optimizer=optimizer, batch=4, epochs=2, lr=0.01)
+    cfg = settings(arch=arch, optimizer=optimizer, batch=4, epochs=2, lr=0.01, ema=ema)
 
     def train(checkpoint: Checkpoint, kill_at: int = 0) -> nn.Module:
         done = 0
@@ -282,6 +294,24 @@ def test_killed_at_any_step_it_goes_on_to_the_same_student_bit_for_bit(
     with pytest.raises(Killed):
         train(checkpoint, kill_at)
     assert same(train(checkpoint), whole)
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.9])
+def test_what_is_scored_after_the_last_epoch_is_what_is_returned(
+    ema: float, make_distilled: MakeDistilled
+):
+    scored: list[dict[str, Tensor]] = []
+    student = train_student(
+        settings(ema=ema),
+        new_student("resnet8", make_distilled(RelabelConfig(views=1)), 0),
+        make_distilled(RelabelConfig(views=1)),
+        "soft",
+        0,
+        CPU,
+        after_epoch=lambda epoch, net: scored.append(copy.deepcopy(net.state_dict())),
+    )
+    assert len(scored) == 3
+    assert all(torch.equal(scored[-1][name], t) for name, t in student.state_dict().items())
 
 
 def test_dropout_is_on_while_a_student_is_trained(make_distilled: MakeDistilled):

@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch import nn
 
 from scdd import __version__
 from scdd.checkpoint import Checkpoint
@@ -18,7 +19,7 @@ from scdd.training import evaluate
 from scdd_apps.crossarch.recipes import Student, prepare, settings_for
 from scdd_apps.crossarch.results import Row, results_text
 from scdd_apps.files import Inputs, Rows, training_identity
-from scdd_apps.report import count_cell, training_line, write_results
+from scdd_apps.report import count_cell, write_results
 from scdd_apps.report_cost import macs, parameters, step_seconds
 
 DEFAULT_ARCHS = ("resnet18", "mobilenet_v3_large", "vit_tiny")
@@ -121,7 +122,7 @@ def _announce(missing: Sequence[Student], data: dict[str, DistilledDataset]) -> 
             continue
         seconds += each * len(own)
         print(
-            f"{arch}: {cost}, {training_line(cfg, steps)}; {len(own)} x about {duration(each)}",
+            f"{arch}: {cost}, {cfg.describe(steps)}; {len(own)} x about {duration(each)}",
             flush=True,
         )
     if seconds:
@@ -178,7 +179,7 @@ def _train(
     }
 
 
-def _show_epoch(bar: Bar, before: int, note: str, epoch: int) -> None:
+def _show_epoch(bar: Bar, before: int, note: str, epoch: int, scored: nn.Module) -> None:
     bar.done = before + epoch - 1
     bar.advance(note=note)
 

@@ -9,7 +9,7 @@ from scdd.stages.posttrain import Labels
 from scdd.tables import table
 from scdd_apps.crossarch.recipes import Student
 from scdd_apps.files import Inputs
-from scdd_apps.report import count_cell, score_cell, score_line, training_line
+from scdd_apps.report import count_cell, score_cell, score_line
 
 Row = dict[str, Any]
 
@@ -64,4 +64,4 @@ def _protocol(
 ) -> str:
     own = [row for student, row in rows.items() if student.arch == arch]
     changes = [f"stem: {own[0]['stem']}", *own[0]["changes"]] if own else []
-    return "; ".join([f"- {arch}: {training_line(cfg, data.steps(cfg.batch))}", *changes])
+    return "; ".join([f"- {arch}: {cfg.describe(data.steps(cfg.batch))}", *changes])

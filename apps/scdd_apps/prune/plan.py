@@ -23,6 +23,7 @@ SGD = (
     "decay=matrices",
     "scale_loss=true",
     "stretch=1.0",
+    "ema=0",
     "schedule=step",
     "warmup_epochs=0",
     "epochs=200",

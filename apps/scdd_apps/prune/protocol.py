@@ -73,11 +73,11 @@ class _Place:
         val = self.inputs.val
         return evaluate(model, val, self.device).top1 if val is not None else None
 
-    def show(self, stage: str) -> Callable[[int], None]:
+    def show(self, stage: str) -> Callable[[int, nn.Module], None]:
         """What to call after each epoch of a training."""
         return partial(self._advance, self.bar.done, f"{stage}, {self.arm}, seed {self.seed}")
 
-    def _advance(self, before: int, note: str, epoch: int) -> None:
+    def _advance(self, before: int, note: str, epoch: int, scored: nn.Module) -> None:
         self.bar.done = before + epoch - 1
         self.bar.advance(note=note)
 

@@ -8,7 +8,7 @@ from scdd.tables import table
 from scdd_apps.files import Inputs
 from scdd_apps.prune.plan import Plan
 from scdd_apps.prune.sparsity import NEAR_ZERO
-from scdd_apps.report import count_cell, score_cell, score_line, training_line
+from scdd_apps.report import count_cell, score_cell, score_line
 
 Row = dict[str, Any]
 
@@ -32,8 +32,8 @@ def results_text(inputs: Inputs, plan: Plan, rows: Sequence[Row], data: Distille
             f"MACs: multiply-accumulates of convolutions and matrix products, one {size}x{size} "
             "image.",
             "",
-            f"- sparsity training: {training_line(plan.sparsity, steps[0])}; {_pull(plan, rows)}",
-            f"- fine-tuning: {training_line(plan.fine_tuning, steps[1])}, without L1",
+            f"- sparsity training: {plan.sparsity.describe(steps[0])}; {_pull(plan, rows)}",
+            f"- fine-tuning: {plan.fine_tuning.describe(steps[1])}, without L1",
             "",
             "Widths, layer by layer (seed 0):",
             "",
