@@ -267,7 +267,7 @@ TUNED: dict[str, dict[str, Any]] = {
         },
         "probe": {"crop_scale": [0.3, 1.0], "flip": False},
         "recover": {
-            "iterations": 2000,
+            "iterations": 1000,
             "alpha": 0.5,
             "lr": 0.1,
             "crop": "sample",
