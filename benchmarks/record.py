@@ -64,5 +64,6 @@ if __name__ == "__main__":
     if len(sys.argv) != 3:
         raise SystemExit(__doc__)
     target = Path(sys.argv[2])
+    target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(json.dumps(record(Path(sys.argv[1])), indent=2) + "\n")
     print(target)

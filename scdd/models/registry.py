@@ -11,7 +11,7 @@ from torch import nn
 
 from scdd.errors import ConfigError
 from scdd.models.small_resnet import small_resnet
-from scdd.models.stems import Downsampling, adapt
+from scdd.models.stems import Downsampling, adapt, quicken
 from scdd.models.vgg import VGG, VGG11
 from scdd.models.vit import vit_tiny
 
@@ -42,7 +42,7 @@ def create_model(arch: str, num_classes: int, image_size: int) -> nn.Module:
     [B, feature_dim]; all other state-dict keys are the same. The net has the plain attributes
 
     * arch, num_classes, image_size: the arguments;
-    * stem: every change of the stock geometry in words, or "stock";
+    * stem: every change of the stock net in words, or "stock";
     * feature_dim: inputs of the classifier;
     * head: path of the classifier, one nn.Linear, so that its state-dict keys are
       `<head>.weight` and `<head>.bias`.
@@ -62,6 +62,7 @@ def create_model(arch: str, num_classes: int, image_size: int) -> nn.Module:
     # A linear layer without outputs cannot be initialised, so a backbone starts with one output.
     model, changes = spec.build(max(num_classes, 1), image_size)
     changes += adapt(model, spec.downsamplings, spec.rule, image_size)
+    changes += quicken(model, image_size)
     classifier = model.get_submodule(spec.head)
     assert isinstance(classifier, nn.Linear)
     if num_classes == 0:

@@ -11,17 +11,23 @@ from typing import NamedTuple
 
 from torch import nn
 
+SMALL = 127
+"""Pixels; larger images find every net as it is in stock."""
+
 # How many leading downsamplings go, by image size in pixels: the first row whose bound is not
 # exceeded holds, and above the last row the stem is stock. ResNets keep the usual 8x8 map at
 # 64 px; the others have a 4x4 map there, at a quarter of the cost.
 LEADING_DROPS: dict[str, tuple[tuple[int, int], ...]] = {
-    "resnet": ((64, 2), (127, 1)),
-    "mobile": ((63, 2), (127, 1)),
+    "resnet": ((64, 2), (SMALL, 1)),
+    "mobile": ((63, 2), (SMALL, 1)),
     "kept": (),
 }
 
 MIN_LAST_MAP = 2
 """Smallest side of the last feature map, in pixels."""
+
+MOMENTUM = 0.1
+"""Of BatchNorm, torch's default."""
 
 
 class Downsampling(NamedTuple):
@@ -47,6 +53,27 @@ def adapt(
     while keep and last_map(model, keep, image_size) < MIN_LAST_MAP:
         _drop(model, keep.pop().at)
     return tuple(item.dropped for item in downsamplings if item not in keep)
+
+
+def quicken(model: nn.Module, image_size: int) -> tuple[str, ...]:
+    """Raise the momentum of slow BatchNorm, in place, for small images; return what was changed.
+
+    A momentum of 0.01 is made for trainings of many thousand steps. After 400 it leaves 2 % of the
+    initial variance 1, which is more than many layers have of their own.
+    """
+    slow = [
+        module
+        for module in model.modules()
+        if isinstance(module, nn.BatchNorm2d)
+        and module.momentum is not None
+        and module.momentum < MOMENTUM
+    ]
+    if image_size > SMALL or not slow:
+        return ()
+    before = slow[0].momentum
+    for module in slow:
+        module.momentum = MOMENTUM
+    return (f"BatchNorm momentum {MOMENTUM:g} instead of {before:g}",)
 
 
 def last_map(model: nn.Module, downsamplings: Sequence[Downsampling], image_size: int) -> int:

@@ -1,7 +1,8 @@
-"""ViT-Tiny (timm's vit_tiny_patch16_224) with a patch size that suits the image size."""
+"""ViT-Tiny (timm's vit_tiny_patch16_224) with a patch size and a start that suit the images."""
 
 from collections import OrderedDict
 
+import torch
 from torch import nn
 
 from scdd.errors import ConfigError
@@ -9,6 +10,9 @@ from scdd.errors import ConfigError
 STOCK_SIZE, STOCK_PATCH, WIDTH = 224, 16, 192
 MOST_SIDE, LEAST_PATCH = 8, 4
 """Small images: 8x8 tokens, but no patch below 4 px, which would say too little to be a token."""
+
+POSITION_SCALE, BLOCK_SCALE = 25.0, 3.0
+"""Of the initial values below STOCK_SIZE: see `_enlarge_start`."""
 
 
 def patch_size(image_size: int) -> int:
@@ -55,5 +59,24 @@ def vit_tiny(num_classes: int, image_size: int) -> tuple[nn.Module, tuple[str, .
     nn.init.zeros_(fc.bias)
     tokens = image_size // patch
     stock = (image_size, patch) == (STOCK_SIZE, STOCK_PATCH)
-    changes = () if stock else (f"patch {patch}, {tokens}x{tokens} tokens",)
+    changes: tuple[str, ...] = () if stock else (f"patch {patch}, {tokens}x{tokens} tokens",)
+    if image_size < STOCK_SIZE:
+        _enlarge_start(backbone)
+        changes += (
+            f"initial position embeddings x {POSITION_SCALE:g}, block weights x {BLOCK_SCALE:g}",
+        )
     return nn.Sequential(OrderedDict(backbone=backbone, fc=fc)), changes
+
+
+@torch.no_grad()
+def _enlarge_start(backbone: nn.Module) -> None:
+    """Scale what timm starts too small for a short training on small images, in place.
+
+    Position embeddings of std 0.02 are lost beside patch embeddings of small images (std about
+    0.5), and weights of the same std shrink every branch to almost nothing at a width of 192.
+    Stock trainings have epochs to grow both.
+    """
+    backbone.get_parameter("pos_embed").mul_(POSITION_SCALE)
+    for module in backbone.get_submodule("blocks").modules():
+        if isinstance(module, nn.Linear):
+            module.weight.mul_(BLOCK_SCALE)

@@ -313,7 +313,7 @@ TUNED: dict[str, dict[str, Any]] = {
         "squeeze": {
             "arch": "resnet8x2",
             "objective": {"name": "moco_v2", "queue": 2048, "momentum": 0.99, "temperature": 0.2},
-            "epochs": 16,
+            "epochs": 24,
             "batch": 128,
             "optimizer": "adamw",
             "lr": 2e-3,
@@ -324,7 +324,7 @@ TUNED: dict[str, dict[str, Any]] = {
         },
         "probe": {"crops": 2, "crop_scale": [0.3, 1.0]},
         "recover": {
-            "iterations": 500,
+            "iterations": 1000,
             "lr": 0.1,
             "alpha": 0.1,
             "crop": "sample",
@@ -340,7 +340,8 @@ TUNED: dict[str, dict[str, Any]] = {
         },
         "relabel": {
             "views": 300,
-            "crop_scale": [0.3, 1.0],
+            "crop_scale": [0.2, 1.0],
+            "mix": "cutmix",
             "teacher_bn": "batch",
             "group": 25,
         },

@@ -206,6 +206,20 @@ def test_stock_vit_computes_what_timm_computes():
     assert same_outputs(ours, theirs, 224)
 
 
+def test_positions_of_a_small_vit_start_as_large_as_its_patches():
+    torch.manual_seed(0)
+    net: Any = create_model("vit_tiny", 10, 16)
+    patches = net.backbone.patch_embed(images(16, batch=64))
+    ratio = (net.backbone.pos_embed.std() / patches.std()).item()
+    assert 0.5 < ratio < 2
+
+
+@pytest.mark.parametrize(("size", "momentum"), [(16, 0.1), (127, 0.1), (128, 0.01)])
+def test_slow_batchnorm_is_quickened_only_for_small_images(size, momentum):
+    net = on_meta("mobilenet_v3_large", 10, size)
+    assert {m.momentum for m in net.modules() if isinstance(m, nn.BatchNorm2d)} == {momentum}
+
+
 def test_vgg_features_are_those_of_torchvision():
     theirs = torchvision.models.vgg.make_layers(torchvision.models.vgg.cfgs["A"], batch_norm=True)
     ours: Any = create_model("vgg11", 0, 64)

@@ -16,6 +16,8 @@ from scdd.models.vit import patch_size
 HEAVY = {"resnet50", "resnet101", "regnet_x_8gf"}
 CONVOLUTIONAL = [arch for arch in list_models() if arch != "vit_tiny"]
 
+QUICK = "BatchNorm momentum 0.1 instead of 0.01"
+START = "initial position embeddings x 25, block weights x 3"
 STEMS = {
     ("resnet18", 16): "conv 3x3 stride 1, no max-pool",
     ("resnet18", 32): "conv 3x3 stride 1, no max-pool",
@@ -26,8 +28,9 @@ STEMS = {
     ("resnet18", 8): "conv 3x3 stride 1, no max-pool, stage 4 stride 1",
     ("regnet_x_8gf", 32): "conv 3x3 stride 1, stage 1 stride 1",
     ("regnet_x_8gf", 64): "conv 3x3 stride 1",
-    ("mobilenet_v3_large", 32): "conv 3x3 stride 1, block 2 stride 1",
-    ("mobilenet_v3_large", 64): "conv 3x3 stride 1",
+    ("mobilenet_v3_large", 32): f"conv 3x3 stride 1, block 2 stride 1, {QUICK}",
+    ("mobilenet_v3_large", 64): f"conv 3x3 stride 1, {QUICK}",
+    ("mobilenet_v3_large", 224): "stock",
     ("shufflenet_v2_x0_5", 32): "conv 3x3 stride 1, no max-pool",
     ("shufflenet_v2_x0_5", 64): "conv 3x3 stride 1",
     ("squeezenet1_0", 32): "linear classifier after the pool, conv 3x3 stride 1, pool 1 dropped",
@@ -35,8 +38,8 @@ STEMS = {
     ("vgg11", 16): "pool 4 dropped, pool 5 dropped",
     ("vgg11", 32): "pool 5 dropped",
     ("vgg11", 64): "stock",
-    ("vit_tiny", 32): "patch 4, 8x8 tokens",
-    ("vit_tiny", 64): "patch 8, 8x8 tokens",
+    ("vit_tiny", 32): f"patch 4, 8x8 tokens, {START}",
+    ("vit_tiny", 64): f"patch 8, 8x8 tokens, {START}",
     ("vit_tiny", 224): "stock",
     ("vit_tiny", 256): "patch 16, 16x16 tokens",
     ("resnet8", 8): "stock",

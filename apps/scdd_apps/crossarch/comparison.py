@@ -16,7 +16,7 @@ from scdd.progress import Bar, duration
 from scdd.run import RunDirectory
 from scdd.stages.posttrain import Labels, new_student, open_for_training, train_student
 from scdd.training import evaluate
-from scdd_apps.crossarch.recipes import Student, prepare, settings_for
+from scdd_apps.crossarch.recipes import Student, settings_for
 from scdd_apps.crossarch.results import Row, results_text
 from scdd_apps.files import Inputs, Rows, training_identity
 from scdd_apps.report import count_cell, write_results
@@ -148,7 +148,6 @@ def _train(
     started, cfg = time.monotonic(), student.cfg
     steps = cfg.epochs * data.steps(cfg.batch)
     net = new_student(student.arch, data, student.seed)
-    changes = prepare(net, student.arch, data.image_size, steps)
     after_epoch = partial(_show_epoch, bar, bar.done, f"{student.arch}, {student.arm}")
     train_student(
         cfg,
@@ -171,7 +170,6 @@ def _train(
         "parameters": parameters(net),
         "macs": macs(net, data.image_size),
         "stem": net.stem,
-        "changes": changes,
         "steps": steps,
         "seconds": round(time.monotonic() - started, 1),
         "label_bytes": data.label_bytes if student.labels == "soft" else 0,

@@ -63,5 +63,5 @@ def _protocol(
     arch: str, cfg: PosttrainConfig, data: DistilledDataset, rows: Mapping[Student, Row]
 ) -> str:
     own = [row for student, row in rows.items() if student.arch == arch]
-    changes = [f"stem: {own[0]['stem']}", *own[0]["changes"]] if own else []
+    changes = [f"net: {own[0]['stem']}"] if own else []
     return "; ".join([f"- {arch}: {cfg.describe(data.steps(cfg.batch))}", *changes])
