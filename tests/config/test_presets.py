@@ -313,7 +313,7 @@ TUNED: dict[str, dict[str, Any]] = {
         "squeeze": {
             "arch": "resnet8x2",
             "objective": {"name": "moco_v2", "queue": 2048, "momentum": 0.99, "temperature": 0.2},
-            "epochs": 24,
+            "epochs": 16,
             "batch": 128,
             "optimizer": "adamw",
             "lr": 2e-3,
@@ -347,7 +347,7 @@ TUNED: dict[str, dict[str, Any]] = {
         },
         "posttrain": {
             "arch": "resnet8",
-            "epochs": 300,
+            "epochs": 400,
             "batch": 25,
             "lr": 2e-3,
             "temperature": 4,
