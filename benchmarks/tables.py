@@ -15,6 +15,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from scdd.config.posttrain import PosttrainConfig  # noqa: E402
 from scdd.progress import duration  # noqa: E402
 from scdd.tables import mean_sd, size, table  # noqa: E402
 
@@ -26,7 +27,8 @@ REAL_PIXELS = {"distilled": "no", "distilled, real start": "start only", "random
 def run_table(result: dict[str, Any]) -> str:
     """The honest table of one run, with its protocol and its hardware."""
     rows = []
-    for arm in dict.fromkeys(row["arm"] for row in result["rows"]):
+    arms = {row["arm"] for row in result["rows"]}
+    for arm in (arm for arm in REAL_PIXELS if arm in arms):
         scores = {
             kind: [
                 row["top1"] for row in result["rows"] if row["arm"] == arm and row["labels"] == kind
@@ -37,13 +39,14 @@ def run_table(result: dict[str, Any]) -> str:
         cells = [mean_sd(scores["soft"]), mean_sd(scores["hard"]), size(label_bytes)]
         rows.append([arm, REAL_PIXELS[arm], *cells])
     config, environment = result["config"], result["environment"]
-    training, seconds = config["posttrain"], sum(result["seconds"].values())
+    training, seconds = PosttrainConfig(**config["posttrain"]), sum(result["seconds"].values())
+    steps_per_epoch = result["rows"][0]["steps"] // training.epochs
+    students = f"mean +- sd of {result['n']} students" if result["n"] > 1 else "one student"
     peak = max(value["host"] for value in result["peak_bytes"].values())
     note = (
-        f"Top-1 % on {result['val_images']} real validation images, last epoch, mean +- sd of "
-        f"{result['n']} students. Recipe {config['recipe']}, ipc {config['ipc']}; student "
-        f"{training['arch']}, {result['rows'][0]['steps']} steps of batch {training['batch']}, "
-        f"T = {training['temperature']:g}. Teacher: {config['squeeze']['arch']}, "
+        f"Top-1 % on {result['val_images']} real validation images, last epoch, {students}. "
+        f"Recipe {config['recipe']}, ipc {config['ipc']}; student {training.arch}, "
+        f"{training.describe(steps_per_epoch)}. Teacher: {config['squeeze']['arch']}, "
         f"{result['teacher_top1']:.1f} %. The whole run took {duration(seconds)} and "
         f"{size(peak)} on {environment['processor']}, {environment['cpu_threads']} threads, "
         f"torch {environment['versions']['torch']}, commit {result['commit']}."

@@ -55,7 +55,7 @@ SCDD = (
     Step(
         "relabel",
         run_relabel,
-        ("relabel",),
+        ("relabel", "recipe"),
         ("probe", "recover"),
         ("distilled.h5",),
         reads_images=False,
@@ -65,14 +65,19 @@ SCDD = (
     Step(
         "relabel_real",
         run_relabel,
-        ("relabel",),
+        ("relabel", "recipe"),
         ("probe", "recover_real"),
         ("real_start.h5",),
         reads_images=False,
         sharded=True,
     ),
     Step(
-        "baseline", run_baseline, ("relabel", "ipc"), ("probe",), ("random_real.h5",), sharded=True
+        "baseline",
+        run_baseline,
+        ("relabel", "recipe", "ipc"),
+        ("probe",),
+        ("random_real.h5",),
+        sharded=True,
     ),
     Step(
         "posttrain",

@@ -14,6 +14,12 @@ from scdd.config.run import RunConfig
 from scdd.errors import ConfigError
 
 DEFAULT_PRESET = "digits"
+BESIDE_THE_RECIPE = {
+    *("summary", "seed", "threads", "checkpoint_minutes"),
+    *("dataset.name", "dataset.root", "dataset.download"),
+    *("posttrain.labels", "posttrain.seeds", "posttrain.evaluate_every"),
+}
+"""Keys that change where, how often and how repeatably a recipe is run, but not the recipe."""
 
 
 def presets_dir() -> Path:
@@ -51,6 +57,8 @@ def find_config(source: str | None) -> Path:
 def load_config(source: str | None, overrides: Sequence[str] = ()) -> RunConfig:
     """Read a YAML file or preset, apply `key=value` overrides, check every key.
 
+    A recipe that overrides change is `custom`, unless they set `recipe` too.
+
     Args:
         source: path or preset name; None for the default preset.
         overrides: dotted keys with YAML values, such as `recover.iterations=500`.
@@ -60,8 +68,12 @@ def load_config(source: str | None, overrides: Sequence[str] = ()) -> RunConfig:
     """
     path = find_config(source)
     settings = read_yaml(path)
-    check(settings, path.name)
-    return _changed(settings, [(override, override) for override in overrides])
+    written = check(settings, path.name)
+    cfg = _changed(settings, [(override, override) for override in overrides])
+    said = any(override.partition("=")[0] == "recipe" for override in overrides)
+    if said or _recipe(cfg) == _recipe(written):
+        return cfg
+    return cfg.model_copy(update={"recipe": "custom"})
 
 
 def read_run_config(run: Path) -> RunConfig | None:
@@ -146,6 +158,15 @@ def _changed(settings: dict[str, Any], overrides: Sequence[tuple[str, str]]) -> 
             _apply(before, override)
             check(before, f"--set {written}")
         raise
+
+
+def _recipe(cfg: RunConfig) -> dict[str, Any]:
+    """What a recipe consists of, without its name."""
+    values = cfg.model_dump(exclude={"recipe"})
+    for key in BESIDE_THE_RECIPE:
+        section, _, name = key.rpartition(".")
+        del (values[section] if section else values)[name]
+    return values
 
 
 def _apply(settings: dict[str, Any], override: str) -> None:

@@ -20,7 +20,8 @@ class RunConfig(Section):
     """One line for `scdd presets`."""
     method: Literal["scdd"] = "scdd"
     recipe: Literal["paper", "best", "custom"] = "custom"
-    """paper: SC-DD as published; best: what the field has learnt since; custom: neither."""
+    """paper: SC-DD as published; best: what the field has learnt since; custom: neither, as is any
+    preset of which `--set` changes more than where and how often it is run."""
     seed: NonNegativeInt = 0
     ipc: PositiveInt = 10
     """Images per class."""

@@ -228,6 +228,26 @@ def test_a_wrong_override_is_quoted(override: str, sentence: str):
     assert refusal(None, [override]).startswith(sentence)
 
 
+@pytest.mark.parametrize(
+    ("overrides", "recipe"),
+    [
+        ((), "paper"),
+        (("seed=3", "threads=2", "posttrain.seeds=5", "posttrain.labels=[soft]"), "paper"),
+        (("dataset.name=image_folder", "dataset.root=/elsewhere"), "paper"),
+        (("posttrain.batch=64",), "paper"),  # the published value
+        (("posttrain.batch=32",), "custom"),
+        (("recover_real={start: real}",), "custom"),
+        (("dataset.image_size=64",), "custom"),
+        (("posttrain.batch=32", "recipe=best"), "best"),
+        (("posttrain.batch=32", "recipe=paper"), "paper"),
+    ],
+)
+def test_a_published_recipe_that_is_changed_is_not_called_so_any_more(
+    overrides: tuple[str, ...], recipe: str
+):
+    assert load_config("cifar100_ipc50", overrides).recipe == recipe
+
+
 def test_a_value_may_hold_an_equals_sign():
     assert load_config(None, ["summary=a = b"]).summary == "a = b"
 
