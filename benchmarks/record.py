@@ -3,10 +3,12 @@
     python benchmarks/record.py runs/digits benchmarks/results/digits.json
 
 Scores, times and peak memory are copied from the run; hardware, versions and command from its
-environment.json; the commit is that of the checkout, which has to be clean.
+environment.json; the commit is that of the checkout, which has to be clean. Of absolute paths only
+the last part is kept.
 """
 
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -27,6 +29,10 @@ def record(run: Path) -> dict[str, Any]:
     if not (run / "report" / "done.json").exists():
         raise SystemExit(f"{run}: is not a finished run; finish it with scdd distill")
     config = yaml.safe_load((run / "config.yaml").read_text())
+    config["dataset"]["root"] = without_folder(config["dataset"]["root"] or "") or None
+    measured = json.loads(environment.read_text())
+    words = shlex.split(measured["command"].replace("scdd/__main__.py", "scdd", 1))
+    measured["command"] = shlex.join(map(without_folder, words))
     steps = {path.parent.name: json.loads(path.read_text()) for path in run.glob("*/done.json")}
     teacher = [
         json.loads(line)
@@ -37,7 +43,7 @@ def record(run: Path) -> dict[str, Any]:
     return {
         "schema": SCHEMA,
         "commit": commit(),
-        "environment": json.loads(environment.read_text()),
+        "environment": measured,
         "config": config,
         "n": config["posttrain"]["seeds"],
         "val_images": scores["val_images"],
@@ -46,6 +52,11 @@ def record(run: Path) -> dict[str, Any]:
         "seconds": {name: done["seconds"] for name, done in steps.items()},
         "peak_bytes": {name: done["peak_bytes"] for name, done in steps.items()},
     }
+
+
+def without_folder(word: str) -> str:
+    """The last part of an absolute path; any other word as it is."""
+    return Path(word).name if Path(word).is_absolute() else word
 
 
 def commit() -> str:

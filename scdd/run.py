@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 import platform
+import shlex
 import shutil
 import sys
 import time
@@ -205,7 +206,7 @@ class RunDirectory:
 def environment(device: str, threads: int) -> dict[str, Any]:
     """Hardware and versions, for environment.json and results."""
     return {
-        "command": " ".join(sys.argv),
+        "command": shlex.join(sys.argv),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "processor": _processor(),
