@@ -69,6 +69,8 @@ def build(text: str) -> str:
 
 def main() -> None:
     """Rewrite the documents, or check them."""
+    if not set(sys.argv[1:]) <= {"--check"}:
+        raise SystemExit(__doc__)
     stale = []
     for name in DOCUMENTS:
         path = ROOT / name

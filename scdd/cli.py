@@ -1,5 +1,6 @@
 """The command `scdd`: parses, loads, calls; imports torch inside commands, so help is instant."""
 
+import io
 import json
 import os
 import signal
@@ -12,7 +13,7 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from scdd.errors import RunError, UserError
+from scdd.errors import ConfigError, RunError, UserError
 
 app = typer.Typer(
     help="Distil a labelled image dataset into a small synthetic one.",
@@ -68,6 +69,7 @@ def distill(
 
     changes = list(overrides or [])
     if data is not None:
+        _refuse_odd_path(data)
         # Quoted: the value is read as YAML. Whole: a rerun may start in another folder.
         root = json.dumps(str(data.expanduser().absolute()), ensure_ascii=False)
         changes = ["dataset.name=image_folder", f"dataset.root={root}", *changes]
@@ -78,7 +80,9 @@ def distill(
     where = resolve_device(device)
     if dry_run:
         from scdd.estimate import estimate
+        from scdd.pipeline import plan
 
+        plan(cfg, until, redo)
         print(estimate(cfg, where))
         return
     from scdd import pipeline
@@ -143,7 +147,9 @@ def evaluate(
     print(evaluate_file(file, arch, data, labels, seeds, overrides or [], resolve_device(device)))
 
 
-STOPPED = "stopped: what is finished is kept, and the same command goes on from there"
+STOPPED = (
+    "stopped: what is finished is kept, and the same command goes on from there (without --redo)"
+)
 INTERRUPTED, TERMINATED = 130, 143
 
 
@@ -164,6 +170,7 @@ def run(application: Callable[..., Any]) -> None:
     # Idle OpenMP threads would spin and starve small tensors; read when torch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     signal.signal(signal.SIGTERM, _terminate)
+    _open_streams()
     with _sentences():
         if application(standalone_mode=False) == INTERRUPTED:
             raise KeyboardInterrupt  # Newer typers make a return value of it, older ones an Abort.
@@ -188,8 +195,38 @@ def _sentences() -> Iterator[None]:
         error.show()
         sys.exit(error.exit_code)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _silence()
         sys.exit(1)
+    except OSError as error:
+        _silence()
+        reason = error.strerror or str(error)
+        if error.filename is None:
+            _fail(f"error: what is printed or read cannot pass ({reason}); check the disk", 1)
+        _fail(f"error: {error.filename}: {reason}; check that it is there and may be written", 1)
+
+
+def _open_streams() -> None:
+    """Make printing safe where a stream is closed, or cannot show every letter."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115  (for the whole process)
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _silence() -> None:
+    """Keep Python from failing again when it flushes at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _refuse_odd_path(path: Path) -> None:
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise ConfigError(
+            f"--data {os.fsencode(path)!r}: the name is not valid UTF-8; rename or link it"
+        ) from None
 
 
 def _fail(sentence: str, code: int) -> None:

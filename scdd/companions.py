@@ -51,8 +51,9 @@ def companions_of(file: Path, data: Path | None, baseline: Path | None) -> Compa
     val = _given_val(data, header) if data is not None else _run_val(file, header)
     if baseline is None:
         beside = file.parent / "random_real.h5"
-        baseline = beside if beside.is_file() and beside != file else None
-    if baseline is not None:
+        if beside.is_file() and beside != file:
+            baseline = _fitting(beside, header, file)
+    else:
         _fits(baseline, header, file)
     return Companions(val, baseline)
 
@@ -94,6 +95,16 @@ def _same_classes(classes: tuple[str, ...], header: Header, where: str) -> None:
             f"{where}: has {len(classes)} classes, the distilled file {len(header.class_names)}, "
             f"and {differing}; give the data the file was distilled from"
         )
+
+
+def _fitting(beside: Path, header: Header, file: Path) -> Path | None:
+    """The file that happens to lie beside, or None, said, if it is no baseline for this one."""
+    try:
+        _fits(beside, header, file)
+    except FormatError as error:
+        print(f"left out: {error}")
+        return None
+    return beside
 
 
 def _fits(baseline: Path, header: Header, file: Path) -> None:

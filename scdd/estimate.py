@@ -13,6 +13,7 @@ from scdd.datasets import load_dataset
 from scdd.models import create_model
 from scdd.pipeline import steps_of
 from scdd.progress import duration
+from scdd.steps import check_later_steps
 from scdd.tables import size, table
 
 PROBE_SECONDS = 1.0
@@ -36,9 +37,10 @@ def estimate(cfg: RunConfig, device: torch.device) -> str:
     """Return a table of the steps of `cfg`; the time comes from a short run of each network.
 
     Raises:
-        UserError: if the data is missing: its size decides most of the cost.
+        UserError: if the data is missing, as its size decides most of the cost, or cannot serve.
     """
     dataset = load_dataset(cfg.dataset)
+    check_later_steps(cfg, dataset)
     classes, train = len(dataset.classes), len(dataset.train)
     costs = {cost.step: cost for cost in _costs(cfg, classes, train, len(dataset.val))}
     rows = []

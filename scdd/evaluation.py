@@ -42,10 +42,14 @@ def evaluate_file(
     files = {file.name: file}
     if found.baseline is not None:
         files[f"{found.baseline.name} (random real)"] = found.baseline
+    opened = {
+        name: open_for_training(path, (kind,), cfg.batch, device) for name, path in files.items()
+    }
+    if found.val is None:
+        raise ConfigError(f"{file}: there are no real images to score on; give --data DIR")
     rows = []
     with Bar("evaluate", len(files) * seeds * cfg.epochs) as bar:
-        for name, path in files.items():
-            dataset = open_for_training(path, (kind,), cfg.batch, device)
+        for name, dataset in opened.items():
             scores = []
             for number in range(seeds):
                 seed = student_seed(dataset.header.seed, number)  # The students of the run itself.
@@ -59,11 +63,11 @@ def evaluate_file(
                     device,
                     advance=lambda note: bar.advance(note=note),
                 )
-                if found.val is not None:
-                    scores.append(evaluate(student, found.val, device))
-            top1 = mean_sd([score.top1 for score in scores]) if scores else "n/a (no --data)"
-            top5 = mean_sd([score.top5 for score in scores]) if scores else "n/a (no --data)"
+                scores.append(evaluate(student, found.val, device))
+            top1 = mean_sd([score.top1 for score in scores])
+            top5 = mean_sd([score.top5 for score in scores])
             rows.append([name, top1, top5])
     training = cfg.describe(dataset.steps(cfg.batch))
-    protocol = f"Student {arch}, {kind} labels, {training}; {seeds} seed(s), last epoch."
+    protocol = f"Student {arch}, {kind} labels, {training}; {seeds} seed(s), last epoch, "
+    protocol += f"{len(found.val.labels)} real images."
     return f"{table(['file', 'top-1 %', 'top-5 %'], rows)}\n\n{protocol}"

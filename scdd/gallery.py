@@ -1,5 +1,6 @@
 """Pictures of distilled images: one row a class, one panel an arm."""
 
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -39,7 +40,8 @@ def draw_gallery(path: Path, arms: dict[str, DistilledDataset]) -> None:
         for spine in axis.spines.values():
             spine.set_visible(False)
         axis.tick_params(length=0)
-    with replacing(path) as temporary:
+    with replacing(path) as temporary, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # a box in its place is enough
         figure.savefig(temporary, format="png")
 
 

@@ -113,6 +113,21 @@ def steps_of(cfg: RunConfig) -> tuple[Step, ...]:
     )
 
 
+def plan(
+    cfg: RunConfig, until: str | None = None, redo: str | None = None
+) -> tuple[tuple[Step, ...], tuple[Step, ...]]:
+    """Return the steps to run and those to do again.
+
+    Raises:
+        ConfigError: if there is no such step, or a network cannot be used.
+    """
+    steps = steps_of(cfg)
+    wanted = steps[: 1 + _position(steps, until, "--until")] if until else steps
+    again = steps[_position(steps, redo, "--redo") :] if redo else ()
+    _check_networks(cfg)
+    return wanted, again
+
+
 def distill(
     cfg: RunConfig,
     out: Path,
@@ -127,21 +142,20 @@ def distill(
         RunError: if a step cannot go on; what is finished stays.
     """
     steps = steps_of(cfg)
-    wanted = steps[: 1 + _position(steps, until, "--until")] if until else steps
-    again = steps[_position(steps, redo, "--redo") :] if redo else ()
-    _check_networks(cfg)
+    wanted, again = plan(cfg, until, redo)
     run = RunDirectory(out)
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
     with joined() as world, run.locked() if world.leads else nullcontext():
         device = world.device(torch.device(device))
         if world.leads:
+            for step in steps:
+                if step not in again:
+                    run.check_settings(step.name, _settings(cfg, step))
             if again:
                 _set_aside(run, again)
-            for step in steps:
-                run.check_settings(step.name, _settings(cfg, step))
             _remove(run.path.glob(TORN))
-            _remember(run, cfg, str(device))
+            _remember(run, cfg, str(device), measures=_measures(run, wanted))
         names = tuple(step.name for step in steps)
         context = Context(cfg, run, device, names, world)
         for step in wanted:
@@ -250,8 +264,14 @@ def _position(steps: Sequence[Step], name: str, option: str) -> int:
     return names.index(name)
 
 
-def _remember(run: RunDirectory, cfg: RunConfig, device: str) -> None:
+def _measures(run: RunDirectory, steps: Sequence[Step]) -> bool:
+    """Whether a step is left whose time will stand in the report."""
+    return any(run.done(step.name) is None for step in steps if step.name != "report")
+
+
+def _remember(run: RunDirectory, cfg: RunConfig, device: str, measures: bool) -> None:
     """Write the resolved configuration and the environment at the top of the run directory."""
     with replacing(run.path / "config.yaml") as temporary:
         temporary.write_text(yaml.safe_dump(cfg.model_dump(mode="json"), sort_keys=False))
-    write_json(run.path / "environment.json", environment(device, torch.get_num_threads()))
+    if measures or not (run.path / "environment.json").exists():
+        write_json(run.path / "environment.json", environment(device, torch.get_num_threads()))

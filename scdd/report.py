@@ -8,18 +8,20 @@ import torch
 
 from scdd.checkpoint import load_weights
 from scdd.config.posttrain import PosttrainConfig
+from scdd.config.run import RunConfig
 from scdd.distilled import DistilledDataset
+from scdd.errors import UserError
 from scdd.files import replacing
 from scdd.gallery import draw_gallery
 from scdd.progress import duration
-from scdd.steps import Context
+from scdd.steps import Arm, Context
 from scdd.tables import mean_sd, size, table
 
 
 def run_report(context: Context, step: str) -> tuple[str, ...]:
     """Scores, files and times -> report.md and gallery.png."""
     run, folder = context.run, context.run.folder(step)
-    results = json.loads((run.path / "posttrain" / "results.json").read_text())
+    results = _scores(run.path / "posttrain" / "results.json")
     _, teacher = load_weights(run.path / "probe" / "teacher.safetensors")
     table_text = accuracy_table(context, results)
     protocol = protocol_line(context.cfg.posttrain, context.cfg.recipe, results)
@@ -39,7 +41,7 @@ def run_report(context: Context, step: str) -> tuple[str, ...]:
         protocol,
         teacher_line,
         "",
-        *_remarks(),
+        *_remarks(context.cfg),
         "",
         "![one row a class](gallery.png)",
         "",
@@ -53,6 +55,15 @@ def run_report(context: Context, step: str) -> tuple[str, ...]:
     with replacing(folder / "report.md") as temporary:
         temporary.write_text("\n".join(lines), encoding="utf-8")
     return ("report.md", "gallery.png")
+
+
+def _scores(path: Path) -> dict[str, Any]:
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"))
+        assert results["rows"] and results["val_images"]
+    except (OSError, ValueError, KeyError, TypeError, AssertionError) as error:
+        raise UserError(f"{path}: is damaged; make it again with --redo posttrain") from error
+    return dict(results)
 
 
 def print_report(run: Path) -> None:
@@ -80,7 +91,7 @@ def accuracy_table(context: Context, results: dict[str, Any]) -> str:
         label_bytes = max(
             (row["label_bytes"] for row in results["rows"] if row["arm"] == arm.name), default=0
         )
-        rows.append([arm.name, arm.real_pixels, *scores, size(label_bytes)])
+        rows.append([arm.name, real_pixels(context.cfg, arm), *scores, size(label_bytes)])
     headers = ["images", "real pixels", *(f"{kind} labels" for kind in kinds), "label bytes"]
     return table(headers, rows)
 
@@ -107,13 +118,26 @@ def time_table(context: Context) -> str:
     return table(["step", "time", "peak memory"], rows)
 
 
-def _remarks() -> list[str]:
+def real_pixels(cfg: RunConfig, arm: Arm) -> str:
+    """Whether real pixels are in the images of an arm."""
+    if arm.step == "baseline":
+        return "yes"
+    return "no" if arm.step == "relabel" and cfg.recover.start == "noise" else "start only"
+
+
+def _remarks(cfg: RunConfig) -> list[str]:
+    origin = (
+        "- `distilled` starts from noise: no real pixel is in it."
+        if cfg.recover.start == "noise"
+        else "- `distilled` starts from real images here (recover.start = real)."
+    )
     return [
-        "- `distilled` starts from noise: no real pixel is in it. `real start` begins with real",
+        f"{origin} `real start` begins with real",
         "  images and changes them. `random real` is untouched training images: what the other",
         "  rows have to be compared with, under the same labels and the same training.",
         "- Soft labels are the teacher's logits on stored views; hard labels are the classes,",
         "  on the same views and for the same number of steps.",
+        "- A step that was interrupted counts the time since it was last taken up.",
     ]
 
 

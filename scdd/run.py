@@ -39,6 +39,7 @@ class RunDirectory:
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+            self._refuse_foreign()
             file = (self.path / "run.lock").open("a+")
         except OSError as error:
             raise UserError(
@@ -59,6 +60,17 @@ class RunDirectory:
             file.flush()
             yield
 
+    def _refuse_foreign(self) -> None:
+        """Refuse a folder whose files a run would replace."""
+        if (self.path / "run.lock").exists():
+            return
+        for name in ("config.yaml", "results.json", "report.md"):
+            if (self.path / name).exists():
+                raise UserError(
+                    f"{self.path}: is not a run directory, but holds a {name} that a run would "
+                    "replace; choose another --out"
+                )
+
     def folder(self, step: str) -> Path:
         """Folder of a step, made if missing."""
         path = self.path / step
@@ -67,7 +79,13 @@ class RunDirectory:
 
     def done(self, step: str) -> dict[str, Any] | None:
         """What `finish` recorded, or None while the step is not complete."""
-        return _read_json(self.path / step / "done.json")
+        return _read_json(self.path / step / "done.json", "outputs", "seconds", "peak_bytes")
+
+    def _begun(self, step: str) -> dict[str, Any] | None:
+        """What `begin` recorded, or None if nothing was made since: then anything may change."""
+        record = self.path / step / "settings.json"
+        made = [path for path in record.parent.glob("*") if path != record]
+        return _read_json(record, "settings", "inputs") if made else None
 
     def check_settings(self, step: str, settings: dict[str, Any]) -> None:
         """Refuse a step, whole or half, that was made with other settings.
@@ -75,7 +93,7 @@ class RunDirectory:
         Raises:
             ConfigError: with the first key that differs, its old and its new value.
         """
-        before = _read_json(self.path / step / "settings.json")
+        before = self._begun(step)
         if before is None:
             return
         old, new = _flat(before["settings"]), _flat(json.loads(json.dumps(settings)))
@@ -93,7 +111,7 @@ class RunDirectory:
         Raises:
             ConfigError: naming the input that has changed.
         """
-        before = _read_json(self.path / step / "settings.json")
+        before = self._begun(step)
         if before is None:
             return
         for name in sorted(before["inputs"].keys() | inputs.keys()):
@@ -260,9 +278,13 @@ class PeakMemory:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def _read_json(path: Path) -> dict[str, Any] | None:
+def _read_json(path: Path, *keys: str) -> dict[str, Any] | None:
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
+        record = dict(json.loads(path.read_text(encoding="utf-8")))
+        for key in keys:
+            if key not in record:
+                raise ValueError(f"no {key}")
+        return record
     except FileNotFoundError:
         return None
     except (ValueError, TypeError) as error:

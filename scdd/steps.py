@@ -20,7 +20,7 @@ from scdd.config.run import RunConfig
 from scdd.datasets import Dataset, load_dataset
 from scdd.distilled import DistilledDataset, Header, ViewRecords, write_distilled
 from scdd.distributed import World
-from scdd.errors import ConfigError
+from scdd.errors import ConfigError, RunError
 from scdd.files import sha256_of, write_json
 from scdd.models import create_model
 from scdd.progress import Bar, say
@@ -45,13 +45,12 @@ class Arm:
     name: str
     step: str
     file: str
-    real_pixels: str
 
 
 ARMS = (
-    Arm("distilled", "relabel", "distilled.h5", "no"),
-    Arm("distilled, real start", "relabel_real", "real_start.h5", "start only"),
-    Arm("random real", "baseline", "random_real.h5", "yes"),
+    Arm("distilled", "relabel", "distilled.h5"),
+    Arm("distilled, real start", "relabel_real", "real_start.h5"),
+    Arm("random real", "baseline", "random_real.h5"),
 )
 
 
@@ -91,7 +90,7 @@ class Context:
 def run_squeeze(context: Context, step: str) -> tuple[str, ...]:
     """images -> backbone.safetensors."""
     cfg, data = context.cfg, context.dataset
-    _check_later_steps(context)
+    check_later_steps(context.cfg, context.dataset)
     checkpoint, folder = context.checkpoint(step), context.run.folder(step)
     if (folder / "backbone.safetensors").exists():  # Killed when all but the marker was written.
         checkpoint.remove()
@@ -201,7 +200,7 @@ def run_baseline(context: Context, step: str) -> tuple[str, ...]:
 def run_posttrain(context: Context, step: str) -> tuple[str, ...]:
     """The distilled files -> results.json: students of every arm, kind of label and seed."""
     cfg, val = context.cfg.posttrain, context.dataset.val
-    _check_later_steps(context)
+    check_later_steps(context.cfg, context.dataset)
     rows = context.run.folder(step) / "rows"
     plan = [
         (arm, labels, seed)
@@ -234,10 +233,13 @@ def student_seed(seed: int, number: int) -> int:
     return generator(seed, "posttrain.student", number).initial_seed()
 
 
-def _check_later_steps(context: Context) -> None:
-    """Refuse what `baseline` and `posttrain` would refuse hours later."""
-    cfg, train = context.cfg, context.dataset.train
-    count = len(random_real(train, cfg.ipc, cfg.seed))
+def check_later_steps(cfg: RunConfig, dataset: Dataset) -> None:
+    """Refuse what `baseline` and `posttrain` would refuse hours later.
+
+    Raises:
+        UserError: if a class has too few images, or a batch cannot hold a group.
+    """
+    count = len(random_real(dataset.train, cfg.ipc, cfg.seed))
     largest = min(cfg.relabel.group, count) if cfg.relabel.teacher_bn == "batch" else 0
     if cfg.posttrain.batch < largest:
         raise ConfigError(
@@ -264,16 +266,19 @@ def _train_row(
             top1 = evaluate(scored, val, device).top1
             context.run.log(step, arm=arm.name, labels=labels, seed=seed, epoch=epoch, top1=top1)
 
-    train_student(
-        cfg,
-        student,
-        data,
-        labels,
-        run_seed,
-        device,
-        checkpoint,
-        after_epoch=after_epoch,
-    )
+    try:
+        train_student(
+            cfg,
+            student,
+            data,
+            labels,
+            run_seed,
+            device,
+            checkpoint,
+            after_epoch=after_epoch,
+        )
+    except RunError as error:
+        raise RunError(f"{error}, and run again with --redo {step}") from error
     score = evaluate(student, val, device)
     record = {
         "arm": arm.name,

@@ -26,7 +26,9 @@ from tests.conftest import Command, FinishedRun, Outcome, child_environment
 
 Run = Callable[..., Outcome]
 
-STOPPED = "stopped: what is finished is kept, and the same command goes on from there"
+STOPPED = (
+    "stopped: what is finished is kept, and the same command goes on from there (without --redo)"
+)
 
 
 def refused(outcome: Outcome | subprocess.CompletedProcess[str], *said: str) -> str:
@@ -285,13 +287,12 @@ def test_evaluate_in_a_run_gives_the_scores_of_the_run(
     assert sorted(os.listdir(tmp_path)) == ["stderr.txt", "stdout.txt"], "nothing is written"
 
 
-def test_evaluate_outside_a_run_trains_and_says_that_there_is_nothing_to_score_on(
+def test_evaluate_outside_a_run_asks_for_images_to_score_on(
     warm_command: Run, finished_run: FinishedRun, tmp_path: Path
 ):
     shutil.copy(finished_run.path / "distilled.h5", tmp_path / "mine.h5")
-    short = ["--set", "epochs=2", "--set", "batch=10"]
-    outcome = warm_command("evaluate", "mine.h5", "--arch", "resnet8", *short)
-    assert cells(outcome) == {"mine.h5": ["n/a (no --data)", "n/a (no --data)"]}
+    (tmp_path / "config.yaml").write_text("of: something else")
+    refused(warm_command("evaluate", "mine.h5", "--arch", "resnet8"), "mine.h5", "--data DIR")
 
 
 def test_evaluate_scores_a_copied_file_on_the_images_of_a_folder(
@@ -366,6 +367,46 @@ def test_a_dry_run_shows_every_step_and_makes_nothing(warm_command: Run, tmp_pat
     # float16 logits, and the images once.
     assert rows["relabel"][2] == f"{(20 * 4 * 10 * 2 + 20 * 3 * 16 * 16) / 1000:.1f} kB"
     assert "FLOPs" in outcome.stdout and "Memory: " in outcome.stdout
+
+
+def test_a_dry_run_refuses_what_the_run_would(warm_command: Run):
+    for change, said in (
+        (["--set", "ipc=1000"], "class '0' has 142 training images, but ipc is 1000"),
+        (["--until", "bogus"], "--until bogus: no such step"),
+        (["--redo", "nope"], "--redo nope: no such step"),
+    ):
+        refused(warm_command("distill", "--dry-run", *change), said)
+
+
+# The terminal
+
+
+def shell(line: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    line = line.replace("scdd ", f"{sys.executable} -m scdd ")
+    environment = child_environment() | {"LC_ALL": "C", "PYTHONIOENCODING": "ascii:strict"}
+    return subprocess.run(
+        ["bash", "-c", line], cwd=folder, env=environment, capture_output=True, text=True
+    )
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_output_that_nobody_takes_is_no_crash(tmp_path: Path):
+    full = shell("scdd presets >/dev/full", tmp_path)
+    assert full.returncode == 1 and full.stderr.count("\n") == 1 and "No space" in full.stderr
+    assert shell("scdd presets >&-", tmp_path).returncode == 0
+
+
+def test_a_terminal_that_knows_no_letters_but_ascii_is_no_crash(
+    finished_run: FinishedRun, tmp_path: Path
+):
+    shutil.copy(finished_run.path / "distilled.h5", tmp_path / "gr\u00f6\u00dfe.h5")
+    done = shell("scdd inspect *.h5", tmp_path)
+    assert done.returncode == 0 and "digits, 10 classes" in done.stdout, done.stderr
+
+
+def test_a_folder_whose_name_is_no_text_is_refused(tmp_path: Path):
+    done = shell("scdd distill --data $'bad\\xff'", tmp_path)
+    refused(done, "--data", "not valid UTF-8")
 
 
 # Signals

@@ -169,6 +169,35 @@ def test_equal_settings_and_inputs_pass_tuples_or_lists(tmp_path: Path):
     run.check_settings("recover", with_recover(betas=(0.5, 0.9)))
 
 
+def half_made(run: RunDirectory, step: str, settings: dict, inputs: dict) -> None:
+    """Begin a step and leave a part of its work there."""
+    run.begin(step, settings, inputs)
+    (run.folder(step) / "shard.h5").touch()
+
+
+def test_a_step_that_has_made_nothing_may_still_change(tmp_path: Path):
+    run = RunDirectory(tmp_path)
+    run.begin("recover", SETTINGS, {"probe": "d1"})
+    run.check_settings("recover", with_recover(lr=0.2))
+    run.check_inputs("recover", {"probe": "d2"})
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "report.md", "results.json"])
+def test_a_folder_with_files_of_someone_else_is_refused(name: str, tmp_path: Path):
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(UserError, match=f"holds a {name}"), RunDirectory(tmp_path).locked():
+        pass
+    assert os.listdir(tmp_path) == [name] and (tmp_path / name).read_text() == "mine"
+
+
+@pytest.mark.parametrize("record", ["{}", "[]", '{"outputs": {}}'])
+def test_a_marker_without_its_keys_is_damaged(record: str, tmp_path: Path):
+    run = RunDirectory(tmp_path)
+    (run.folder("probe") / "done.json").write_text(record)
+    with pytest.raises(UserError, match=r"done\.json: is damaged .* --redo probe"):
+        run.done("probe")
+
+
 @pytest.mark.parametrize(
     ("key", "value", "shown"),
     [
@@ -184,7 +213,7 @@ def test_a_changed_setting_is_refused_with_its_old_and_new_value(
     key: str, value: object, shown: str, whole: bool, tmp_path: Path
 ):
     run = RunDirectory(tmp_path)
-    run.begin("recover", SETTINGS, {})
+    half_made(run, "recover", SETTINGS, {})
     if whole:
         run.finish("recover", {}, (), 0, {})
     with pytest.raises(ConfigError) as caught:
@@ -197,7 +226,7 @@ def test_a_changed_setting_is_refused_with_its_old_and_new_value(
 
 def test_a_setting_that_is_no_longer_there_is_a_change(tmp_path: Path):
     run = RunDirectory(tmp_path)
-    run.begin("x", {"a": {"b": 1}}, {})
+    half_made(run, "x", {"a": {"b": 1}}, {})
     with pytest.raises(ConfigError, match=r"a\.b = 1, now it is unset"):
         run.check_settings("x", {"a": {}})
 
@@ -205,7 +234,7 @@ def test_a_setting_that_is_no_longer_there_is_a_change(tmp_path: Path):
 @pytest.mark.parametrize("inputs", [{"probe": "d2"}, {}, {"probe": "d1", "dataset": "x"}])
 def test_other_inputs_are_refused_by_name(inputs: dict[str, str], tmp_path: Path):
     run = RunDirectory(tmp_path)
-    run.begin("recover", SETTINGS, {"probe": "d1"})
+    half_made(run, "recover", SETTINGS, {"probe": "d1"})
     name = "dataset" if "dataset" in inputs else "probe"
     with pytest.raises(ConfigError, match=f"made from another {name} than is there now; redo it"):
         run.check_inputs("recover", inputs)

@@ -57,7 +57,7 @@ def find_config(source: str | None) -> Path:
 def load_config(source: str | None, overrides: Sequence[str] = ()) -> RunConfig:
     """Read a YAML file or preset, apply `key=value` overrides, check every key.
 
-    A recipe that overrides change is `custom`, unless they set `recipe` too.
+    A recipe that overrides change is `custom`.
 
     Args:
         source: path or preset name; None for the default preset.
@@ -70,16 +70,19 @@ def load_config(source: str | None, overrides: Sequence[str] = ()) -> RunConfig:
     settings = read_yaml(path)
     written = check(settings, path.name)
     cfg = _changed(settings, [(override, override) for override in overrides])
-    said = any(override.partition("=")[0] == "recipe" for override in overrides)
-    if said or _recipe(cfg) == _recipe(written):
-        return cfg
-    return cfg.model_copy(update={"recipe": "custom"})
+    same = _recipe(cfg) == _recipe(written)
+    return cfg.model_copy(update={"recipe": written.recipe if same else "custom"})
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder is the directory of a run."""
+    return all((folder / name).is_file() for name in ("config.yaml", "environment.json"))
 
 
 def read_run_config(run: Path) -> RunConfig | None:
     """The configuration of the run directory `run`, or None if it is not one."""
     path = run / "config.yaml"
-    return check(read_yaml(path), str(path)) if path.is_file() else None
+    return check(read_yaml(path), str(path)) if is_run(run) else None
 
 
 def posttrain_config(base: PosttrainConfig | None, overrides: Sequence[str]) -> PosttrainConfig:

@@ -2,7 +2,14 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+)
 
 from scdd.config.section import Probability, Section
 
@@ -38,6 +45,13 @@ class PosttrainConfig(Section):
     """Students per row of the table."""
     evaluate_every: NonNegativeInt = 0
     """Epochs between evaluations in metrics.jsonl; 0: the last epoch only. Scores use the last."""
+
+    @field_validator("labels")
+    @classmethod
+    def _each_kind_once(cls, labels: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(labels)) < len(labels):
+            raise ValueError(f"names a kind twice: {', '.join(labels)}")
+        return labels
 
     def describe(self, steps_per_epoch: int) -> str:
         """Everything about one training that moves a score, in words."""

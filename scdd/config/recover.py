@@ -31,3 +31,9 @@ class RecoverConfig(Section):
     """Flip at random with the crop; false where left and right differ in meaning."""
     roll: NonNegativeInt = 0
     """Cyclic shift of the batch, in pixels, uniform in [0, roll] on both axes."""
+
+
+class RecoverRealConfig(RecoverConfig):
+    """The arm that begins with real images."""
+
+    start: Literal["real"] = "real"

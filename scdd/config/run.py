@@ -2,12 +2,12 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveInt
 
 from scdd.config.dataset import DatasetConfig
 from scdd.config.posttrain import PosttrainConfig
 from scdd.config.probe import ProbeConfig
-from scdd.config.recover import RecoverConfig
+from scdd.config.recover import RecoverConfig, RecoverRealConfig
 from scdd.config.relabel import RelabelConfig
 from scdd.config.section import Section
 from scdd.config.squeeze import SqueezeConfig
@@ -22,18 +22,18 @@ class RunConfig(Section):
     recipe: Literal["paper", "best", "custom"] = "custom"
     """paper: SC-DD as published; best: what the field has learnt since; custom: neither, as is any
     preset of which `--set` changes more than where and how often it is run."""
-    seed: NonNegativeInt = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     ipc: PositiveInt = 10
     """Images per class."""
     checkpoint_minutes: NonNegativeFloat = 5.0
     """Longest work lost to a kill; 0: a checkpoint after every step of training (slow)."""
-    threads: Annotated[int, Field(ge=1)] | None = None
+    threads: Annotated[int, Field(ge=1, le=1024)] | None = None
     """CPU threads; not given: as many as torch takes. Part of what makes a run repeatable."""
     dataset: DatasetConfig = DatasetConfig()
     squeeze: SqueezeConfig = SqueezeConfig()
     probe: ProbeConfig = ProbeConfig()
     recover: RecoverConfig = RecoverConfig()
     relabel: RelabelConfig = RelabelConfig()
-    recover_real: RecoverConfig | None = None
+    recover_real: RecoverRealConfig | None = None
     """A second arm whose images start from real ones; not given: no such arm."""
     posttrain: PosttrainConfig = PosttrainConfig()

@@ -137,7 +137,7 @@ def _images(folder: Path) -> list[Path]:
         seen.add((stat.st_dev, stat.st_ino))
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         found += [(parent, name) for name in names if _is_image(name)]
-    return [Path(parent, name) for parent, name in sorted(found)]
+    return [path for path in (Path(*names) for names in sorted(found)) if not path.is_fifo()]
 
 
 def _is_image(name: str) -> bool:

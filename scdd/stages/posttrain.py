@@ -104,7 +104,7 @@ def train_student(
             if not torch.isfinite(loss):
                 raise RunError(
                     f"posttrain: the loss of {cfg.arch} is {loss.item()} in epoch {epoch + 1}; "
-                    f"lower posttrain.lr (now {cfg.lr})"
+                    f"lower its learning rate (now {cfg.lr})"
                 )
             advance(f"{cfg.arch} {labels}")
             after_epoch(epoch + 1, average.module if average else student)

@@ -238,8 +238,8 @@ def test_a_wrong_override_is_quoted(override: str, sentence: str):
         (("posttrain.batch=32",), "custom"),
         (("recover_real={start: real}",), "custom"),
         (("dataset.image_size=64",), "custom"),
-        (("posttrain.batch=32", "recipe=best"), "best"),
-        (("posttrain.batch=32", "recipe=paper"), "paper"),
+        (("posttrain.batch=32", "recipe=paper"), "custom"),
+        (("recipe=best",), "paper"),  # its name is the file's to give
     ],
 )
 def test_a_published_recipe_that_is_changed_is_not_called_so_any_more(
@@ -279,6 +279,7 @@ def test_any_numeric_override_survives_a_round_trip_through_yaml(tmp_path_factor
     assert at(changed, key) == value
     path = tmp_path_factory.mktemp("run") / "config.yaml"
     path.write_text(yaml.safe_dump(changed.model_dump(mode="json"), sort_keys=False))
+    path.with_name("environment.json").write_text("{}")
     assert load_config(str(path)) == changed == read_run_config(path.parent)
     others = numeric_fields(load_config(None)) | {key: value}
     assert numeric_fields(changed) == others
@@ -345,6 +346,8 @@ def test_all_sections_are_found():
 def test_a_folder_without_a_configuration_is_no_run(tmp_path: Path):
     assert read_run_config(tmp_path) is None
     (tmp_path / "config.yaml").write_text("ipcs: 3")
+    assert read_run_config(tmp_path) is None, "somebody's configuration is not yet a run"
+    (tmp_path / "environment.json").write_text("{}")
     with pytest.raises(ConfigError, match=r"config\.yaml: unknown key 'ipcs', did you mean 'ipc'"):
         read_run_config(tmp_path)
 

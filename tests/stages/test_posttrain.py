@@ -362,4 +362,4 @@ def test_divergence_is_one_sentence_saying_what_to_lower(make_distilled: MakeDis
     with pytest.raises(RunError) as caught:
         train_student(cfg, new_student("resnet8", data, 0), data, "soft", 0, CPU)
     assert str(caught.value).startswith("posttrain: the loss of resnet8 is nan in epoch ")
-    assert str(caught.value).endswith("lower posttrain.lr (now 1e+30)")
+    assert str(caught.value).endswith("lower its learning rate (now 1e+30)")
