@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scdd.errors import ConfigError, UserError
-from scdd.run import PeakMemory, RunDirectory, environment, file_digests, versions
+from scdd.run import RunDirectory, environment, file_digests, versions
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -334,18 +334,28 @@ def test_metrics_are_appended_as_one_json_object_a_line(tmp_path: Path):
     assert all(before - 1 <= line["time"] <= time.time() + 1 for line in lines)
 
 
+PEAK = """
+from scdd.run import PeakMemory
+
+size = 150_000_000
+memory = PeakMemory()
+before = memory.read()
+block = bytearray(size)
+block[::4096] = b"x" * len(block[::4096])
+grown = memory.read() - before
+del block
+print(before, grown, memory.read() - before, PeakMemory().read())
+"""
+
+
 def test_peak_memory_grows_by_what_is_touched_and_starts_anew():
-    size = 150_000_000
-    memory = PeakMemory()
-    before = memory.read()
-    block = bytearray(size)
-    block[::4096] = b"x" * len(block[::4096])
-    grown = memory.read() - before
-    del block
-    assert grown > 0.9 * size
-    assert memory.read() - before > 0.9 * size, "a peak does not fall"
+    # In a young process: the system may reclaim old pages of this one meanwhile.
+    done = subprocess.run([sys.executable, "-c", PEAK], capture_output=True, text=True, check=True)
+    before, grown, after, anew = map(int, done.stdout.split())
+    assert grown > 0.9 * 150_000_000
+    assert after > 0.9 * 150_000_000, "a peak does not fall"
     if Path("/proc/self/clear_refs").exists():
-        assert PeakMemory().read() < before + 0.5 * size
+        assert anew < before + 0.5 * 150_000_000
 
 
 def test_the_environment_names_hardware_and_versions():
