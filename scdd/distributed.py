@@ -1,7 +1,8 @@
 """One process or several: torchrun starts the others; without it there is one of rank 0.
 
-Work is shared by lists of independent shards. Ranks meet at barriers and nowhere else, so a run
-makes the same files on one rank and on many.
+Most work is shared by lists of independent shards, and ranks meet at barriers, so a run makes the
+same files on one rank and on many. Training together takes the collectives at the end of the file,
+which do nothing in a lone process.
 """
 
 import datetime
@@ -9,10 +10,11 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 T = TypeVar("T")
 
@@ -56,8 +58,73 @@ def joined() -> Iterator[World]:
     if size == 1:
         yield World()
         return
-    dist.init_process_group("gloo", timeout=PATIENCE)
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    dist.init_process_group(backend, timeout=PATIENCE)
     try:
         yield World(dist.get_rank(), size, int(os.environ.get("LOCAL_RANK", "0")))
     finally:
         dist.destroy_process_group()
+
+
+def rank_and_size() -> tuple[int, int]:
+    """Rank of this process and how many there are."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+def own_rows(count: int) -> slice:
+    """Where the `count` rows of this process stand in what `gather` returns."""
+    rank, _ = rank_and_size()
+    return slice(rank * count, (rank + 1) * count)
+
+
+def total(values: Tensor) -> Tensor:
+    """Sum of a tensor over all processes, without gradient."""
+    if rank_and_size()[1] == 1:
+        return values
+    summed = values.detach().clone()
+    dist.all_reduce(summed)
+    return summed
+
+
+def total_with_gradient(values: Tensor) -> Tensor:
+    """Sum of a tensor over all processes; each passes its gradient on to all."""
+    return values if rank_and_size()[1] == 1 else _Total.apply(values)
+
+
+def gather(values: Tensor) -> Tensor:
+    """Rows [B, ...] of all processes, one rank after the other, without gradient.
+
+    Every process must bring the same shape.
+    """
+    size = rank_and_size()[1]
+    if size == 1:
+        return values
+    parts = [torch.empty_like(values, memory_format=torch.contiguous_format) for _ in range(size)]
+    dist.all_gather(parts, values.detach().contiguous())
+    return torch.cat(parts)
+
+
+def gather_with_gradient(values: Tensor) -> Tensor:
+    """As `gather`; a row's gradient is the sum of what it gets on every process."""
+    return values if rank_and_size()[1] == 1 else _Gather.apply(values)
+
+
+class _Total(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        return total(values)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return total(gradient)
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        ctx.rows = own_rows(len(values))
+        return gather(values)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return total(gradient)[ctx.rows]

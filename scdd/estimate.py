@@ -82,8 +82,9 @@ def estimate(cfg: RunConfig, device: torch.device) -> str:
 
 def _costs(cfg: RunConfig, classes: int, train: int, val: int) -> list[Cost]:
     teacher, student, rows = cfg.squeeze.arch, cfg.posttrain.arch, classes * cfg.ipc
-    # Per image: a query of each view with gradients, a key without, so 3 + 1 forwards a direction.
-    directions = 2 if cfg.squeeze.objective.symmetric else 1
+    whole = cfg.dataset.image_size
+    areas = [((side or whole) / whole) ** 2 for side in cfg.squeeze.view_sizes]
+    passes = cfg.squeeze.objective.training_passes(areas)
     labels = 2.0 * cfg.relabel.views * rows * classes
     picture = 3.0 * rows * cfg.dataset.image_size**2
     arms = 3 if cfg.recover_real else 2
@@ -94,7 +95,7 @@ def _costs(cfg: RunConfig, classes: int, train: int, val: int) -> list[Cost]:
             "squeeze",
             teacher,
             0,
-            round(cfg.squeeze.epochs * train * directions * 4 / 3),
+            round(cfg.squeeze.epochs * train * passes),
             "training",
             cfg.squeeze.batch,
             0,

@@ -49,7 +49,7 @@ class Step:
 
 
 SCDD = (
-    Step("squeeze", run_squeeze, ("squeeze",)),
+    Step("squeeze", run_squeeze, ("squeeze",), sharded=True),
     Step("probe", run_probe, ("probe",), ("squeeze",), ("teacher.safetensors",)),
     Step("recover", run_recover, ("recover", "ipc"), ("probe",), reads_images=False, sharded=True),
     Step(

@@ -5,6 +5,7 @@ go on after a kill with the first shard that is missing.
 """
 
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -23,6 +24,7 @@ from scdd.distributed import World
 from scdd.errors import ConfigError, RunError
 from scdd.files import sha256_of, write_json
 from scdd.models import create_model
+from scdd.objectives import Objective
 from scdd.progress import Bar, say
 from scdd.run import RunDirectory, versions
 from scdd.seeding import generator
@@ -67,12 +69,18 @@ class Context:
     @cached_property
     def dataset(self) -> Dataset:
         """The real images."""
-        return load_dataset(self.cfg.dataset)
+        return load_dataset(self.cfg.dataset, self.device)
 
     def checkpoint(self, step: str, shard: str = "") -> Checkpoint:
         """The rolling checkpoint of a step, or of one shard of it."""
         path = self.run.folder(step) / f"{shard or step}.checkpoint"
         return Checkpoint(path, self.cfg.checkpoint_minutes)
+
+    def shared_checkpoint(self, step: str) -> Checkpoint:
+        """As `checkpoint`, for a step that all ranks do together: one saves, all load."""
+        if self.world.leads:
+            return self.checkpoint(step)
+        return Checkpoint(self.checkpoint(step).path, math.inf)
 
     def network(self, step: str, file: str) -> tuple[nn.Module, dict[str, Any]]:
         """A network written by an earlier step, on the device, with what was recorded about it."""
@@ -88,14 +96,14 @@ class Context:
 
 
 def run_squeeze(context: Context, step: str) -> tuple[str, ...]:
-    """images -> backbone.safetensors."""
-    cfg, data = context.cfg, context.dataset
+    """images -> backbone.safetensors, beside it the kept epochs and what labels have taught."""
+    cfg, data, world = context.cfg, context.dataset, context.world
     check_later_steps(context.cfg, context.dataset)
-    checkpoint, folder = context.checkpoint(step), context.run.folder(step)
+    checkpoint, folder = context.shared_checkpoint(step), context.run.folder(step)
     if (folder / "backbone.safetensors").exists():  # Killed when all but the marker was written.
         checkpoint.remove()
-        return ("backbone.safetensors",)
-    backbone = squeeze(
+        return _names(folder, "*.safetensors")
+    objective = squeeze(
         cfg.squeeze,
         data.train,
         data.val,
@@ -103,16 +111,33 @@ def run_squeeze(context: Context, step: str) -> tuple[str, ...]:
         cfg.seed,
         context.device,
         checkpoint,
-        context.run.log,
+        context.run.log if world.leads else lambda stage, **values: None,
+        lambda epoch, now: _write_squeezed(context, step, now, epoch, f"-epoch-{epoch:04d}"),
     )
+    if objective.forgetting is not None and world.leads:
+        save_weights(folder / "forgetting.safetensors", objective.forgetting, {})
+    _write_squeezed(context, step, objective, cfg.squeeze.epochs, "")
+    world.barrier()
+    checkpoint.remove()
+    return _names(folder, "*.safetensors")
+
+
+def _write_squeezed(
+    context: Context, step: str, objective: Objective, epoch: int, suffix: str
+) -> None:
+    """Write the backbone as it is now, and first the classifier that was trained with it."""
+    if not context.world.leads:
+        return
+    backbone, folder = objective.backbone, context.run.folder(step)
     about = {
         **_about(backbone),
-        "objective": cfg.squeeze.objective.name,
-        "epoch": cfg.squeeze.epochs,
+        "objective": context.cfg.squeeze.objective.name,
+        "epoch": epoch,
     }
-    save_weights(folder / "backbone.safetensors", backbone.state_dict(), about)
-    checkpoint.remove()
-    return ("backbone.safetensors",)
+    if objective.classifier is not None:
+        head = objective.classifier.state_dict()
+        save_weights(folder / f"classifier{suffix}.safetensors", head, about)
+    save_weights(folder / f"backbone{suffix}.safetensors", backbone.state_dict(), about)
 
 
 def run_probe(context: Context, step: str) -> tuple[str, ...]:
@@ -338,6 +363,10 @@ def _blocks(shards: Path) -> Iterator[tuple[ViewRecords, Tensor]]:
         tensors, about = load_weights(path)
         logits = tensors.pop("logits")
         yield ViewRecords(tuple(about["ops"]), tensors, about["padding"]), logits
+
+
+def _names(folder: Path, pattern: str) -> tuple[str, ...]:
+    return tuple(sorted(path.name for path in folder.glob(pattern)))
 
 
 def _finished(shards: Path) -> list[Path]:

@@ -72,7 +72,11 @@ def fitting_threads(model: nn.Module, images: Tensor, passes: int) -> Iterator[N
 def make_optimizer(
     model: nn.Module, cfg: OptimizerSettings, decay_all: bool
 ) -> torch.optim.Optimizer:
-    """Return SGD or AdamW; without `decay_all` only tensors of two axes and more decay."""
+    """Return SGD, AdamW or LARS; without `decay_all` only tensors of two axes and more decay.
+
+    LARS scales the steps of those tensors alone (arXiv:1708.03888), with a trust of 0.001.
+    """
+    decay_all = decay_all and cfg.optimizer != "lars"
     trained = [p for p in model.parameters() if p.requires_grad]
     groups: list[dict[str, Any]] = [
         {"params": [p for p in trained if decay_all or p.ndim > 1]},
@@ -83,6 +87,11 @@ def make_optimizer(
         return torch.optim.SGD(
             groups, lr=cfg.lr, momentum=cfg.momentum, weight_decay=cfg.weight_decay
         )
+    if cfg.optimizer == "lars":
+        from timm.optim import Lars  # timm takes a second to import
+
+        groups[0]["always_adapt"] = True  # Without, a weight decay of 0 would switch LARS off.
+        return Lars(groups, lr=cfg.lr, momentum=cfg.momentum, weight_decay=cfg.weight_decay)
     return torch.optim.AdamW(groups, lr=cfg.lr, weight_decay=cfg.weight_decay, fused=True)
 
 
@@ -101,6 +110,13 @@ def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
     """Set the rate of every group."""
     for group in optimizer.param_groups:
         group["lr"] = lr
+
+
+def clip_each(model: nn.Module, largest: float) -> None:
+    """Scale the gradient of every parameter tensor to a norm of at most `largest`; 0: leave it."""
+    if largest > 0:
+        for parameter in model.parameters():
+            nn.utils.clip_grad_norm_(parameter, largest)
 
 
 @torch.no_grad()

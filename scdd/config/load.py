@@ -4,7 +4,7 @@ import copy
 import difflib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -181,23 +181,39 @@ def _apply(settings: dict[str, Any], override: str) -> None:
     except yaml.YAMLError as error:
         raise ConfigError(f"--set {override}: the value is not valid YAML") from error
     *sections, last = key.split(".")
-    place = settings
+    place: Any = settings
     for section in sections:
-        if place.get(section) is None:
-            place[section] = {}
-        place = place[section]
-        if not isinstance(place, dict):
+        place = _entry(place, section, override)
+        if not isinstance(place, dict | list):
             raise ConfigError(f"--set {override}: {section} is a value, not a section")
-    place[last] = value
+    if isinstance(place, list):
+        _entry(place, last, override)
+        place[int(last)] = value
+    else:
+        place[last] = value
+
+
+def _entry(place: Any, name: str, override: str) -> Any:
+    """A part of a section, made where there is none, or a numbered entry of a list."""
+    if isinstance(place, list):
+        if not name.isdecimal() or int(name) >= len(place):
+            raise ConfigError(
+                f"--set {override}: '{name}' is no entry of a list of {len(place)}; entries count "
+                "from 0"
+            )
+        return place[int(name)]
+    if place.get(name) is None:
+        place[name] = {}
+    return place[name]
 
 
 def _sentence(error: ValidationError) -> str:
     first = error.errors()[0]
-    location = [str(part) for part in first["loc"]]
+    location, section = _located(first["loc"])
     key = ".".join(location)
     if first["type"] == "extra_forbidden":
         *parents, name = location
-        known = list(_section(parents).model_fields)
+        known = list(section.model_fields)
         inside = f"{'.'.join(parents)}: " if parents else ""
         return (
             f"{inside}unknown key '{name}'{_did_you_mean(name, known)}; known: {', '.join(known)}"
@@ -209,16 +225,28 @@ def _sentence(error: ValidationError) -> str:
     return f"{key}: {message}, found {first['input']!r}"
 
 
-def _section(path: Sequence[str]) -> type[BaseModel]:
-    """The model of a nested section."""
-    model: type[BaseModel] = RunConfig
-    for name in path:
-        annotation = model.model_fields[name].annotation if name in model.model_fields else None
-        candidates = [annotation, *getattr(annotation, "__args__", ())]
-        model = next(
-            (c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), model
-        )
-    return model
+def _located(location: Sequence[int | str]) -> tuple[list[str], type[BaseModel]]:
+    """The key as the user wrote it, and the section that it stands in.
+
+    Where one of several sections may stand, pydantic adds the name of the one that does.
+    """
+    written: list[str] = []
+    sections: list[type[BaseModel]] = [RunConfig]
+    for part in location:
+        if len(sections) > 1:
+            sections = [s for s in sections if s.model_fields["name"].default == part]
+            continue
+        written.append(str(part))
+        if part in sections[0].model_fields:
+            sections = _sections(sections[0].model_fields[str(part)].annotation) or sections
+    return written, sections[0]
+
+
+def _sections(annotation: Any) -> list[type[BaseModel]]:
+    """The sections among what a field may hold."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [section for part in get_args(annotation) for section in _sections(part)]
 
 
 def _did_you_mean(name: str, known: Sequence[str]) -> str:

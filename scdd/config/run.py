@@ -1,8 +1,8 @@
 """The whole configuration of one `scdd distill` run."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, NonNegativeFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
 
 from scdd.config.dataset import DatasetConfig
 from scdd.config.posttrain import PosttrainConfig
@@ -37,3 +37,13 @@ class RunConfig(Section):
     recover_real: RecoverRealConfig | None = None
     """A second arm whose images start from real ones; not given: no such arm."""
     posttrain: PosttrainConfig = PosttrainConfig()
+
+    @model_validator(mode="after")
+    def _views_are_no_larger_than_the_images(self) -> Self:
+        largest = max(size or 0 for size in self.squeeze.view_sizes)
+        if largest > self.dataset.image_size:
+            raise ValueError(
+                f"squeeze.views: a view of {largest} px cannot be cut from images of "
+                f"{self.dataset.image_size} px; lower its size or raise dataset.image_size"
+            )
+        return self

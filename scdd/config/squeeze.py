@@ -1,4 +1,4 @@
-"""Squeeze: self-supervised pre-training of the backbone."""
+"""Squeeze: pre-training of the backbone."""
 
 from typing import Annotated, Literal, Self
 
@@ -11,76 +11,82 @@ from pydantic import (
     model_validator,
 )
 
-from scdd.config.section import Probability, Range, Section, Shares
-
-
-class AugmentConfig(Section):
-    """Random view of an image; every draw is per sample."""
-
-    crop_scale: Shares = (0.2, 1.0)
-    """Area of the random resized crop as a share of the image."""
-    flip: Probability = 0.5
-    """Probability of a horizontal flip."""
-    jitter: Probability = 0.8
-    """Probability of colour jitter."""
-    brightness: NonNegativeFloat = 0.4
-    contrast: NonNegativeFloat = 0.4
-    saturation: NonNegativeFloat = 0.4
-    hue: Annotated[float, Field(ge=0, le=0.5)] = 0.1
-    grey: Probability = 0.2
-    """Probability of turning to grey."""
-    blur: Probability = 0.0
-    """Probability of Gaussian blur."""
-    blur_sigma: Range = (0.1, 2.0)
-    """Standard deviation of the blur in pixels."""
-
-
-class MocoV2Config(Section):
-    """MoCo v2 (arXiv:2003.04297): InfoNCE against a queue of keys from an EMA encoder."""
-
-    name: Literal["moco_v2"] = "moco_v2"
-    dim: PositiveInt = 128
-    """Size of the embedding."""
-    mlp: bool = True
-    """Two-layer head (v2); false: one linear layer (v1, and the authors' CIFAR notebook)."""
-    queue: PositiveInt = 4096
-    """Keys kept as negatives; a multiple of the batch."""
-    momentum: Probability = 0.99
-    """EMA factor of the key encoder, per step."""
-    temperature: PositiveFloat = 0.2
-    symmetric: bool = True
-    """Let each view be query once; the loss is the mean of both directions."""
-    key_splits: PositiveInt = 1
-    """BatchNorm groups of the shuffled key batch, as on that many devices (ShuffleBN)."""
+from scdd.config.objectives import VIEWS, MocoV2Config, ObjectiveConfig
+from scdd.config.section import Probability, Section
+from scdd.config.views import ViewConfig
 
 
 class SqueezeConfig(Section):
-    """Pre-training of the backbone on the images, without labels."""
+    """Pre-training of the backbone on the images, without labels unless it is supervised."""
 
     arch: str = "resnet8x2"
     """Backbone; `scdd.models` lists the names."""
-    objective: MocoV2Config = MocoV2Config()
+    objective: ObjectiveConfig = MocoV2Config()
     epochs: PositiveInt = 200
     batch: Annotated[int, Field(ge=2)] = 256
-    optimizer: Literal["sgd", "adamw"] = "sgd"
+    """Images of a step, on all processes together."""
+    optimizer: Literal["sgd", "adamw", "lars"] = "sgd"
     lr: PositiveFloat = 0.03
+    final_lr: NonNegativeFloat = 0.0
+    """Where the cosine ends, and from where warm-up starts."""
     momentum: Probability = 0.9
-    """Momentum of SGD."""
+    """Momentum of SGD and LARS."""
     weight_decay: NonNegativeFloat = 1e-4
+    decay: Literal["all", "matrices"] = "all"
+    """Parameters that decay: all, or those with two axes and more; with LARS always the latter."""
+    clip: NonNegativeFloat = 0.0
+    """Largest norm of the gradient of each parameter tensor; 0: not clipped."""
     warmup_epochs: NonNegativeInt = 0
     """Linear warm-up before the cosine."""
-    augment: AugmentConfig = AugmentConfig()
+    views: Annotated[tuple[ViewConfig, ...], Field(min_length=1)] = (ViewConfig(count=2),)
+    """What the objective compares; with more than two views, the first two are the global ones."""
+    keep_epochs: tuple[PositiveInt, ...] = ()
+    """Epochs after which the backbone is kept beside the last one."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Of the backbone's arithmetic; auto: bf16 on CUDA, fp32 elsewhere. Losses are in fp32."""
+    compile: bool = False
+    """Compile the backbone with torch.compile."""
     knn_every: NonNegativeInt = 10
     """Epochs between kNN checks on the validation images; 0: never."""
     knn_k: PositiveInt = 20
     knn_temperature: PositiveFloat = 0.1
+    collapse_below: NonNegativeFloat = 0.02
+    """Stop when the spread of the embeddings (1: uniform on the sphere) is smaller; 0: never."""
+
+    @property
+    def view_sizes(self) -> tuple[int | None, ...]:
+        """Side of every view in pixels; None: that of the images."""
+        return tuple(view.size for view in self.views for _ in range(view.count))
+
+    @model_validator(mode="after")
+    def _views_fit_the_objective(self) -> Self:
+        name, sizes = self.objective.name, self.view_sizes
+        least, most = VIEWS[name]
+        if len(sizes) < least or (most is not None and len(sizes) > most):
+            wanted = f"{least}" if least == most else f"at least {least}"
+            raise ValueError(
+                f"views: {name} wants {wanted} of an image, but views make {len(sizes)}; change "
+                "their count"
+            )
+        if len(set(sizes[:2])) > 1:
+            raise ValueError("views: the first two are the global ones and need the same size")
+        return self
 
     @model_validator(mode="after")
     def _queue_holds_a_step(self) -> Self:
+        if not isinstance(self.objective, MocoV2Config):
+            return self
         keys = self.batch * (2 if self.objective.symmetric else 1)
         if self.objective.queue < keys:
             raise ValueError(
                 f"objective.queue is {self.objective.queue}, but a step makes {keys} keys; choose "
                 f"a queue of at least {keys}, or a smaller batch"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _kept_epochs_exist(self) -> Self:
+        late = [epoch for epoch in self.keep_epochs if epoch > self.epochs]
+        if late:
+            raise ValueError(f"keep_epochs names epoch {late[0]}, but there are {self.epochs}")
         return self

@@ -1,13 +1,23 @@
-"""How the stages see real images: labels, pixel statistics, random access and shuffled passes."""
+"""How the stages see real images: labels, pixel statistics, random access and crops."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
+from scdd.augment import CropDraw, resized_crop
 from scdd.config.section import Triple
+
+
+class Request(NamedTuple):
+    """Crops of some images that are wanted."""
+
+    rows: Tensor
+    """int64 [B] on the CPU: which images."""
+    crops: tuple[CropDraw, ...]
+    """What to cut out of each of them."""
 
 
 class ImageSource(Protocol):
@@ -27,13 +37,11 @@ class ImageSource(Protocol):
     def read(self, indices: Tensor, size: int | None = None) -> Tensor:
         """Return uint8 `[B, 3, size, size]` of the images `indices`, on the source's device."""
 
-    def epoch(
-        self, batch: int, generator: torch.Generator, skip: int = 0, drop_last: bool = True
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield one shuffled pass as (uint8 `[B, 3, S, S]`, index int64 `[B]` on the CPU).
+    def crops(self, requests: Iterable[Request]) -> Iterator[tuple[Tensor, ...]]:
+        """Yield, request by request, its crops as float [B, 3, size, size] in [0, 1].
 
-        The order depends on `generator` alone. The first `skip` batches are not read, so a pass
-        that was cut short goes on where it stopped.
+        They are on the source's device. A source may take requests ahead of time, so that workers
+        prepare the next batches; the order of the results is that of the requests.
         """
 
 
@@ -81,29 +89,12 @@ class ResidentSource:
             )
         return self.images.index_select(0, indices.to(self.images.device))
 
-    def epoch(
-        self, batch: int, generator: torch.Generator, skip: int = 0, drop_last: bool = True
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield one shuffled pass as (uint8 `[B, 3, S, S]`, index int64 `[B]` on the CPU).
-
-        The order is drawn when this is called. The first `skip` batches are not read.
-
-        Raises:
-            ValueError: if there is no whole batch and `drop_last` would leave nothing to yield.
-        """
-        count = len(self)
-        if batch < 1 or skip < 0:
-            raise ValueError(f"batch must be positive and skip not negative: {batch}, {skip}")
-        if drop_last and batch > count:
-            raise ValueError(f"a batch of {batch} is more than the {count} images of this source")
-        order = torch.randperm(count, generator=generator, device=generator.device).cpu()
-        end = count - count % batch if drop_last else count
-        # One transfer for the whole pass instead of one for every batch.
-        on_device = order.to(self.images.device)
-
-        def batches() -> Iterator[tuple[Tensor, Tensor]]:
-            for start in range(skip * batch, end, batch):
-                stop = min(start + batch, end)
-                yield self.images.index_select(0, on_device[start:stop]), order[start:stop]
-
-        return batches()
+    def crops(self, requests: Iterable[Request]) -> Iterator[tuple[Tensor, ...]]:
+        """Yield, request by request, its crops as float [B, 3, size, size] in [0, 1]."""
+        side = self.images.shape[-1]
+        sizes = torch.tensor([[side, side]])
+        for request in requests:
+            x = self.read(request.rows).float() / 255
+            yield tuple(
+                resized_crop(x, crop.boxes(sizes), crop.size, crop.flip) for crop in request.crops
+            )

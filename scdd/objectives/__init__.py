@@ -1,17 +1,25 @@
-"""Self-supervised objectives, one file each.
+"""Pre-training objectives, one file each; `base.Objective` is their contract."""
 
-An objective is a module: `objective(view1, view2, generator) -> loss []`, where the views are
-normalised images [B, 3, H, W]. Its `backbone` is what squeeze keeps; its state dict is all that a
-resumed run needs (queue, EMA weights, pointers).
-"""
-
-from torch import nn
-
+from scdd.config.objectives import MocoV2Config
 from scdd.config.squeeze import SqueezeConfig
 from scdd.models import create_model
+from scdd.objectives.base import Batch, Loss, Objective
 from scdd.objectives.moco_v2 import MocoV2
 
+__all__ = ["Batch", "Loss", "Objective", "create_objective"]
 
-def create_objective(cfg: SqueezeConfig, image_size: int) -> nn.Module:
-    """Build the objective that `cfg.objective` names around a new backbone."""
-    return MocoV2(create_model(cfg.arch, 0, image_size), cfg.objective)
+
+def create_objective(
+    cfg: SqueezeConfig, image_size: int, num_classes: int, num_images: int
+) -> Objective:
+    """Build the objective that `cfg.objective` names around a new backbone.
+
+    Args:
+        cfg: the whole section.
+        image_size: side of the images in pixels.
+        num_classes: of the training set, for objectives that use labels.
+        num_images: of the training set, for objectives that remember each image.
+    """
+    backbone, objective = create_model(cfg.arch, 0, image_size), cfg.objective
+    assert isinstance(objective, MocoV2Config)
+    return MocoV2(backbone, objective)

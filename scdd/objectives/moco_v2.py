@@ -6,10 +6,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from scdd.config.squeeze import MocoV2Config
+from scdd.config.objectives import MocoV2Config
+from scdd.distributed import gather, own_rows, rank_and_size, total
+from scdd.objectives.base import Batch, Loss, Objective
+from scdd.synced_batchnorm import synced
 
 
-class MocoV2(nn.Module):
+class MocoV2(Objective):
     """InfoNCE between a view's query and the other view's key, with queued keys as negatives."""
 
     queue: Tensor
@@ -18,49 +21,58 @@ class MocoV2(nn.Module):
     def __init__(self, backbone: nn.Module, cfg: MocoV2Config) -> None:
         super().__init__()
         self.cfg = cfg
-        self.backbone = backbone
-        self.head = _head(int(backbone.feature_dim), cfg)  # type: ignore[arg-type]
-        self.key_encoder = copy.deepcopy(nn.Sequential(self.backbone, self.head))
-        self.key_encoder.requires_grad_(False)
+        head = _head(int(backbone.feature_dim), cfg)  # type: ignore[arg-type]
+        key_encoder = copy.deepcopy(nn.Sequential(backbone, head)).requires_grad_(False)
+        self.backbone, self.head = synced(backbone), head
+        # Split keys have statistics of their own on purpose, so those stay apart.
+        self.key_encoder = key_encoder if cfg.key_splits > 1 else synced(key_encoder)
         self.register_buffer("queue", F.normalize(torch.randn(cfg.queue, cfg.dim), dim=1))
         self.register_buffer("pointer", torch.zeros((), dtype=torch.long))
 
-    def forward(self, view1: Tensor, view2: Tensor, generator: torch.Generator) -> Tensor:
-        """Return the loss [] of a batch and move the key encoder and the queue on.
+    def forward(self, batch: Batch) -> Loss:
+        """Return the loss and move the key encoder and the queue on.
 
         Keys enter the queue after the logits are built, so an image never meets its own key as a
         negative of the same step. The EMA covers parameters; BatchNorm buffers of the key encoder
         come from its own forward passes.
         """
+        view1, view2 = batch.views
+        own = own_rows(len(view1))
         queries = [self._query(view1)]
         if self.cfg.symmetric:
             queries.append(self._query(view2))
         with torch.no_grad():
             self._follow()
-            keys = [self._key(view2, generator)]
+            keys = [self._keys(view2, batch.generator)]
             if self.cfg.symmetric:
-                keys.append(self._key(view1, generator))
-        losses = [self._info_nce(q, k) for q, k in zip(queries, keys, strict=True)]
+                keys.append(self._keys(view1, batch.generator))
+        losses = [self._info_nce(q, k[own]) for q, k in zip(queries, keys, strict=True)]
         self._enqueue(torch.cat(keys))
-        return torch.stack(losses).mean()
+        return Loss(torch.stack(losses).mean(), queries[0].detach())
 
     def _query(self, view: Tensor) -> Tensor:
-        return F.normalize(self.head(self.backbone(view)), dim=1)
+        return F.normalize(self.head(self.backbone(view)).float(), dim=1)
 
-    def _key(self, view: Tensor, generator: torch.Generator) -> Tensor:
-        """Encode keys, in shuffled groups of their own BatchNorm statistics if so configured."""
+    def _keys(self, view: Tensor, generator: torch.Generator) -> Tensor:
+        """Encode the keys of all processes, [B of all, dim] in the order of their ranks.
+
+        In shuffled groups of their own BatchNorm statistics if so configured: the groups run over
+        the batch of all processes, each of which encodes its share of them.
+        """
         if self.cfg.key_splits == 1:
-            return F.normalize(self.key_encoder(view), dim=1)
-        order = torch.randperm(len(view), generator=generator, device=generator.device)
-        order = order.to(view.device)
-        groups = view[order].tensor_split(self.cfg.key_splits)
-        keys = torch.cat([self.key_encoder(group) for group in groups])
-        return F.normalize(keys[order.argsort()], dim=1)
+            return gather(F.normalize(self.key_encoder(view).float(), dim=1))
+        images = gather(view)
+        rank, size = rank_and_size()
+        order = torch.randperm(len(images), generator=generator).to(view.device)
+        keys = torch.zeros(len(images), self.cfg.dim, device=view.device)
+        for group in order.tensor_split(self.cfg.key_splits)[rank::size]:
+            keys[group] = self.key_encoder(images[group]).float()
+        return F.normalize(total(keys), dim=1)
 
     def _info_nce(self, query: Tensor, key: Tensor) -> Tensor:
         positive = (query * key).sum(dim=1, keepdim=True)
         negative = query @ self.queue.T
-        logits = torch.cat([positive, negative], dim=1).float() / self.cfg.temperature
+        logits = torch.cat([positive, negative], dim=1) / self.cfg.temperature
         return F.cross_entropy(logits, torch.zeros(len(query), dtype=torch.long, device=key.device))
 
     @torch.no_grad()

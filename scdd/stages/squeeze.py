@@ -1,23 +1,28 @@
-"""Squeeze: pre-train a backbone on the images without their labels (SC-DD, section 2.2)."""
+"""Squeeze: pre-train a backbone on the images (SC-DD, section 2.2)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import tee
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
-from scdd.augment import augment, normalise
+from scdd.augment import ViewDraw, colour, draw_views, normalise
 from scdd.checkpoint import Checkpoint
 from scdd.config.squeeze import SqueezeConfig
-from scdd.datasets.sources import ImageSource
-from scdd.errors import DataError, RunError
-from scdd.objectives import create_objective
+from scdd.datasets.sources import ImageSource, Request
+from scdd.distributed import own_rows, rank_and_size
+from scdd.divergence import Monitor
+from scdd.errors import ConfigError, DataError
+from scdd.objectives import Batch, Objective, create_objective
 from scdd.probing import features, knn_accuracy
 from scdd.progress import Bar
 from scdd.seeding import generator, seeded
-from scdd.training import cosine, make_optimizer, set_lr
+from scdd.training import clip_each, cosine, make_optimizer, set_lr
 
 Log = Callable[..., None]
+Keep = Callable[[int, Objective], None]
 
 
 def squeeze(
@@ -29,108 +34,168 @@ def squeeze(
     device: torch.device,
     checkpoint: Checkpoint,
     log: Log,
-) -> nn.Module:
-    """Return the backbone after `cfg.epochs` epochs of the self-supervised objective.
+    keep: Keep = lambda epoch, objective: None,
+) -> Objective:
+    """Return the objective, whose backbone is the result, after `cfg.epochs` epochs.
 
-    The validation images serve the kNN monitor alone: nothing is chosen by it.
+    The validation images serve the kNN monitor alone: nothing is chosen by it. Several processes
+    train together: each makes and sees its share of every batch. `keep` is called with every
+    number of finished epochs in `cfg.keep_epochs`.
 
     Raises:
-        DataError: if the training set holds less than one batch.
-        RunError: if the loss stops being finite.
+        ConfigError: if the processes cannot share a batch.
+        DataError: if the training set holds less than one batch, or less than the queue.
+        RunError: if the loss stops being finite or the embeddings collapse.
     """
+    _check(cfg, train)
     steps_per_epoch = len(train) // cfg.batch
-    if steps_per_epoch == 0:
+    with seeded(seed, "squeeze.init"):
+        objective = create_objective(cfg, image_size, len(train.classes), len(train))
+    objective.to(device).train()
+    if cfg.compile:
+        objective.backbone.compile()
+    optimizer = make_optimizer(objective, cfg, decay_all=cfg.decay == "all")
+    monitor = Monitor(cfg, checkpoint.path, device)
+    step = _restore(checkpoint, objective, optimizer, monitor)
+    loss_of = _together(objective)
+    total = cfg.epochs * steps_per_epoch
+    plan, ahead = tee(_plan(cfg, train, image_size, seed, step, total))
+    requests = (Request(rows, tuple(draw.crop for draw in draws)) for rows, draws in ahead)
+    with Bar("squeeze", total, step) as bar:
+        for (rows, draws), crops in zip(plan, train.crops(requests), strict=True):
+            epoch = step / steps_per_epoch
+            factor = cosine(step / total, cfg.warmup_epochs / cfg.epochs)
+            set_lr(optimizer, cfg.final_lr + (cfg.lr - cfg.final_lr) * factor)
+            batch = Batch(
+                views=tuple(
+                    normalise(colour(crop.to(device), draw.colour), train.mean, train.std)
+                    for crop, draw in zip(crops, draws, strict=True)
+                ),
+                labels=train.labels[rows].to(device),
+                rows=rows.to(device),
+                generator=generator(seed, "squeeze.objective", step),
+            )
+            objective.on_step_begin(epoch, cfg.epochs)
+            with seeded(seed, "squeeze.step", step, rank_and_size()[0]), _arithmetic(cfg, device):
+                loss = loss_of(batch)
+            optimizer.zero_grad()
+            loss.value.backward()
+            objective.on_backward_end()
+            clip_each(objective, cfg.clip)
+            optimizer.step()
+            objective.on_step_end()
+            monitor.add(*loss)
+            step += 1
+            done, left = divmod(step, steps_per_epoch)
+            bar.advance(note=f"epoch {int(epoch) + 1}/{cfg.epochs}")
+            if left == 0:
+                monitor.check(step, objective)
+                entry: dict[str, Any] = {"epoch": done, "step": step, **monitor.close()}
+                if cfg.knn_every and (done % cfg.knn_every == 0 or step == total):
+                    entry["knn_top1"] = _knn_top1(cfg, objective.backbone, train, val, device)
+                log("squeeze", **entry)
+                if done in cfg.keep_epochs:
+                    keep(done, objective)
+            if checkpoint.due:
+                monitor.check(step, objective)
+                checkpoint.save(_state(step, objective, optimizer, monitor))
+                monitor.good = step
+    return objective
+
+
+def _check(cfg: SqueezeConfig, train: ImageSource) -> None:
+    if len(train) < cfg.batch:
         raise DataError(
             f"squeeze.batch is {cfg.batch}, but the training set holds only {len(train)} images; "
             f"choose a batch of at most {len(train)}"
         )
-    with seeded(seed, "squeeze.init"):
-        objective = create_objective(cfg, image_size).to(device).train()
-    optimizer = make_optimizer(objective, cfg, decay_all=True)
-    running = torch.zeros((), device=device)
-    step = _restore(checkpoint, objective, optimizer, running)
-    total = cfg.epochs * steps_per_epoch
-    with Bar("squeeze", total, step) as bar:
-        while step < total:
-            epoch, skip = divmod(step, steps_per_epoch)
-            order = generator(seed, "squeeze.order", epoch)
-            for images, _ in train.epoch(cfg.batch, order, skip=skip):
-                set_lr(optimizer, cfg.lr * cosine(step / total, cfg.warmup_epochs / cfg.epochs))
-                draw = generator(seed, "squeeze.views", step, device=device)
-                x = images.to(device).float() / 255
-                view1, view2 = (
-                    normalise(augment(x, cfg.augment, draw), train.mean, train.std)
-                    for _ in range(2)
-                )
-                loss = objective(view1, view2, draw)
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                running += loss.detach()
-                step += 1
-                bar.advance(note=f"epoch {epoch + 1}/{cfg.epochs}")
-                if checkpoint.due:
-                    checkpoint.save(_state(step, objective, optimizer, running))
-            _close_epoch(cfg, objective, train, val, epoch, running, step, steps_per_epoch, log)
-            running.zero_()
-    return objective.backbone  # type: ignore[return-value]
+    queue = getattr(cfg.objective, "queue", 0)
+    if len(train) < queue:
+        raise DataError(
+            f"squeeze.objective.queue is {queue}, but the training set holds only {len(train)} "
+            "images, so that it would hold some twice; choose a shorter queue"
+        )
+    _, processes = rank_and_size()
+    if cfg.batch % processes:
+        raise ConfigError(
+            f"squeeze.batch is {cfg.batch}, which {processes} processes cannot share equally; "
+            f"choose a multiple of {processes}"
+        )
 
 
-def _close_epoch(
+def _plan(
+    cfg: SqueezeConfig, train: ImageSource, image_size: int, seed: int, step: int, total: int
+) -> Iterator[tuple[Tensor, tuple[ViewDraw, ...]]]:
+    """The rows of this process and its draws, for every step from `step` on.
+
+    All processes draw for the whole batch, so that the views do not depend on their number.
+    """
+    steps_per_epoch = len(train) // cfg.batch
+    own = own_rows(cfg.batch // rank_and_size()[1])
+    order = torch.empty(0)
+    for number in range(step, total):
+        epoch, place = divmod(number, steps_per_epoch)
+        if place == 0 or number == step:
+            order = torch.randperm(len(train), generator=generator(seed, "squeeze.order", epoch))
+        rows = order[place * cfg.batch :][: cfg.batch]
+        draw = generator(seed, "squeeze.views", number)
+        draws = draw_views(cfg.views, cfg.batch, image_size, draw)
+        yield rows[own], tuple(view.rows(own) for view in draws)
+
+
+def _together(objective: Objective) -> nn.Module:
+    """The objective, averaging its gradients over all processes."""
+    if rank_and_size()[1] == 1:
+        return objective
+    # Buffers are the same everywhere already: BatchNorm is synced, queues and centres are gathered.
+    return DistributedDataParallel(objective, broadcast_buffers=False)
+
+
+def _arithmetic(cfg: SqueezeConfig, device: torch.device) -> torch.autocast:
+    half = cfg.precision == "bf16" or (cfg.precision == "auto" and device.type == "cuda")
+    return torch.autocast(device.type, torch.bfloat16, enabled=half)
+
+
+def _knn_top1(
     cfg: SqueezeConfig,
-    objective: nn.Module,
+    backbone: nn.Module,
     train: ImageSource,
     val: ImageSource,
-    epoch: int,
-    running: torch.Tensor,
-    step: int,
-    steps_per_epoch: int,
-    log: Log,
-) -> None:
-    """Check the loss and log it; now and then with the kNN accuracy on the validation images."""
-    loss = running.item() / steps_per_epoch
-    if not torch.isfinite(running):
-        raise RunError(
-            f"squeeze: the loss is {loss} in epoch {epoch + 1}; lower squeeze.lr (now {cfg.lr}) "
-            "and run again with --redo squeeze"
-        )
-    entry: dict[str, Any] = {"epoch": epoch + 1, "step": step, "loss": loss}
-    if cfg.knn_every and ((epoch + 1) % cfg.knn_every == 0 or epoch + 1 == cfg.epochs):
-        device = running.device
-        backbone = objective.backbone
-        assert isinstance(backbone, nn.Module)
-        entry["knn_top1"] = knn_accuracy(
-            features(backbone, train, device),
-            train.labels.to(device),
-            features(backbone, val, device),
-            val.labels.to(device),
-            cfg.knn_k,
-            cfg.knn_temperature,
-        )
-    log("squeeze", **entry)
+    device: torch.device,
+) -> float:
+    """Accuracy on the validation images of their nearest training images."""
+    return knn_accuracy(
+        features(backbone, train, device),
+        train.labels.to(device),
+        features(backbone, val, device),
+        val.labels.to(device),
+        cfg.knn_k,
+        cfg.knn_temperature,
+    )
 
 
 def _state(
-    step: int, objective: nn.Module, optimizer: torch.optim.Optimizer, running: torch.Tensor
+    step: int, objective: Objective, optimizer: torch.optim.Optimizer, monitor: Monitor
 ) -> dict[str, Any]:
     return {
         "step": step,
         "objective": objective.state_dict(),
         "optimizer": optimizer.state_dict(),
-        "running": running,
+        "monitor": monitor.sums,
     }
 
 
 def _restore(
     checkpoint: Checkpoint,
-    objective: nn.Module,
+    objective: Objective,
     optimizer: torch.optim.Optimizer,
-    running: torch.Tensor,
+    monitor: Monitor,
 ) -> int:
     state = checkpoint.load()
     if state is None:
         return 0
     objective.load_state_dict(state["objective"])
     optimizer.load_state_dict(state["optimizer"])
-    running.copy_(state["running"])
+    monitor.sums = state["monitor"].to(monitor.sums.device)
+    monitor.good = state["step"]
     return int(state["step"])

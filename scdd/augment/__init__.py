@@ -1,0 +1,22 @@
+"""Random views of a batch of images: every draw is per sample, every operation runs on the device.
+
+Images are float [B, 3, H, W] with values in [0, 1] unless said otherwise.
+"""
+
+from scdd.augment.colour import colour
+from scdd.augment.crops import chance, random_resized_boxes, resized_crop, uniform
+from scdd.augment.pixels import denormalise, normalise
+from scdd.augment.views import CropDraw, ViewDraw, draw_views
+
+__all__ = [
+    "CropDraw",
+    "ViewDraw",
+    "chance",
+    "colour",
+    "denormalise",
+    "draw_views",
+    "normalise",
+    "random_resized_boxes",
+    "resized_crop",
+    "uniform",
+]

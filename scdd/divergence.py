@@ -1,0 +1,71 @@
+"""What tells that a pre-training fails: a loss that is no number, embeddings that collapse."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from scdd.config.squeeze import SqueezeConfig
+from scdd.errors import RunError
+
+
+class Monitor:
+    """Sums over the steps of an epoch, kept on the device so that no step waits for them."""
+
+    def __init__(self, cfg: SqueezeConfig, checkpoint: Path | None, device: torch.device) -> None:
+        self.cfg, self.checkpoint = cfg, checkpoint
+        self.sums = torch.zeros(3, device=device)
+        """Loss, spread, and how many steps they are of."""
+        self.good = 0
+        """Step at which the last checkpoint was saved."""
+        self._embedding: Tensor | None = None
+
+    def add(self, loss: Tensor, embedding: Tensor) -> None:
+        """Take note of a step: its loss [] and its embeddings [B, D]."""
+        self.sums += torch.stack([loss.detach().float(), spread(embedding), torch.ones_like(loss)])
+        self._embedding = embedding
+
+    def check(self, step: int, trained: nn.Module) -> None:
+        """Refuse to go on, or to save, if the loss or a weight is no number, or all is one point.
+
+        Raises:
+            RunError: saying what to change and where the last good state is.
+        """
+        loss, mean_spread, count = self.sums.tolist()
+        kept = f"; the state of step {self.good} is kept in {self.checkpoint}" if self.good else ""
+        finite = all(bool(p.isfinite().all()) for p in trained.parameters())
+        if not finite or loss - loss != 0:
+            raise RunError(
+                f"squeeze: the loss is {loss / count if finite else float('nan')} at step {step}; "
+                f"lower squeeze.lr (now {self.cfg.lr}) and run again with --redo squeeze{kept}"
+            )
+        if mean_spread / count < self.cfg.collapse_below:
+            raise RunError(
+                f"squeeze: the embeddings collapse to one point (spread {mean_spread / count:.3f} "
+                f"at step {step}, below squeeze.collapse_below = {self.cfg.collapse_below}); lower "
+                "squeeze.lr or change squeeze.objective, and run again with --redo squeeze" + kept
+            )
+
+    def close(self) -> dict[str, float]:
+        """Means of the epoch for the log; the next one starts from zero."""
+        loss, mean_spread, count = self.sums.tolist()
+        assert self._embedding is not None
+        rank = effective_rank(self._embedding)
+        self.sums.zero_()
+        return {"loss": loss / count, "spread": mean_spread / count, "effective_rank": rank}
+
+
+def spread(embedding: Tensor) -> Tensor:
+    """Mean over the axes of the standard deviation of unit vectors [B, D], times sqrt(D).
+
+    0 where all are one point, 1 where they are uniform on the sphere (section 4.2 of
+    arXiv:2011.10566).
+    """
+    return embedding.float().std(dim=0, unbiased=False).mean() * embedding.shape[1] ** 0.5
+
+
+def effective_rank(embedding: Tensor) -> float:
+    """exp of the entropy of the normalised singular values of [B, D] (Roy and Vetterli, 2007)."""
+    values = torch.linalg.svdvals(embedding.float())
+    share = values / values.sum()
+    return torch.special.entr(share).sum().exp().item()

@@ -1,0 +1,62 @@
+"""BatchNorm over the batch of all processes, on any device (torch's own runs on GPUs alone)."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from scdd.distributed import rank_and_size, total_with_gradient
+
+
+class SyncedBatchNorm(_BatchNorm):
+    """In train mode, normalises [B, C, ...] by mean and variance over the rows of all processes.
+
+    Every process must bring the same number of values. Parameters, buffers and the result in eval
+    mode are those of nn.BatchNorm.
+    """
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        """Any shape with a channel axis."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(input)
+        assert self.running_mean is not None and self.running_var is not None
+        assert self.momentum is not None and self.num_batches_tracked is not None
+        x = input.float()
+        size = rank_and_size()[1]
+        axes = [axis for axis in range(x.ndim) if axis != 1]
+        shape = [1, -1] + [1] * (x.ndim - 2)
+        mean = total_with_gradient(x.mean(dim=axes)) / size
+        centred = x - mean.view(shape)
+        variance = total_with_gradient(centred.square().mean(dim=axes)) / size
+        scale = (variance + self.eps).rsqrt()
+        if self.affine:
+            scale = scale * self.weight
+        out = centred * scale.view(shape)
+        if self.affine:
+            out = out + self.bias.view(shape)
+        with torch.no_grad():
+            count = size * x.numel() // x.shape[1]
+            unbiased = variance * (count / max(count - 1, 1))
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(unbiased, self.momentum)
+            self.num_batches_tracked += 1
+        return out.to(input.dtype)
+
+
+def synced(module: nn.Module) -> nn.Module:
+    """Return `module` with every BatchNorm over all processes; unchanged where there is one.
+
+    The names, values and order of the state dict stay.
+    """
+    if rank_and_size()[1] == 1:
+        return module
+    if isinstance(module, _BatchNorm):
+        twin = SyncedBatchNorm(
+            module.num_features, module.eps, module.momentum, module.affine
+        ).train(module.training)
+        twin.load_state_dict(module.state_dict())
+        return twin.to(next(module.buffers()).device)
+    for name, child in module.named_children():
+        setattr(module, name, synced(child))
+    return module
