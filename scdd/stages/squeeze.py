@@ -107,8 +107,8 @@ def squeeze(
 def _check(cfg: SqueezeConfig, train: ImageSource, step_name: str) -> None:
     if len(train) < cfg.batch:
         raise DataError(
-            f"{step_name}.batch is {cfg.batch}, but the training set holds only {len(train)} images; "
-            f"choose a batch of at most {len(train)}"
+            f"{step_name}.batch is {cfg.batch}, but the training set holds only {len(train)} "
+            f"images; choose a batch of at most {len(train)}"
         )
     queue = getattr(cfg.objective, "queue", 0)
     if len(train) < queue:
