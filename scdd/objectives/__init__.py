@@ -9,12 +9,13 @@ from scdd.config.objectives import (
     SwavConfig,
 )
 from scdd.config.squeeze import SqueezeConfig
-from scdd.errors import ConfigError
 from scdd.models import create_model, zero_init_residual
 from scdd.objectives.barlow_twins import BarlowTwins
 from scdd.objectives.base import Batch, Loss, Objective
+from scdd.objectives.dino import Dino
 from scdd.objectives.moco_v2 import MocoV2
 from scdd.objectives.moco_v3 import MocoV3
+from scdd.objectives.swav import Swav
 from scdd.objectives.supervised import Supervised
 
 __all__ = ["Batch", "Loss", "Objective", "create_objective"]
@@ -46,5 +47,7 @@ def create_objective(
             return BarlowTwins(backbone, objective)
         case SupervisedConfig():
             return Supervised(backbone, objective, num_classes, num_images)
-        case SwavConfig() | DinoConfig():
-            raise ConfigError(f"squeeze.objective: {objective.name} is not here yet")
+        case SwavConfig():
+            return Swav(backbone, objective)
+        case DinoConfig():
+            return Dino(backbone, objective)
