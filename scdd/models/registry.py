@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from scdd.errors import ConfigError
-from scdd.models.small_resnet import small_resnet
+from scdd.models.small_resnet import resnet10w16, small_resnet
 from scdd.models.stems import Downsampling, adapt, quicken
 from scdd.models.vgg import VGG, VGG11
 from scdd.models.vit import vit_tiny
@@ -138,6 +138,10 @@ def _small_resnet(
     return small_resnet(depth, factor, num_classes), ()
 
 
+def _resnet10w16(num_classes: int, image_size: int) -> tuple[nn.Module, tuple[str, ...]]:
+    return resnet10w16(num_classes), ()
+
+
 # Places where the map is halved, in the order of the forward pass.
 
 
@@ -180,6 +184,12 @@ ARCHITECTURES: dict[str, Architecture] = {
         )
         for depth, factor in ((8, 1), (8, 2), (8, 4), (14, 1), (20, 1))
     },
+    "resnet10w16": Architecture(
+        _resnet10w16,
+        "fc",
+        "kept",
+        (Downsampling("conv1", "stem stride 1"), *_stages("layer", range(2, 5))),
+    ),
     **{
         name: Architecture(partial(_regnet, name), "fc", "mobile", _REGNET)
         for name in ("regnet_x_400mf", "regnet_x_8gf")

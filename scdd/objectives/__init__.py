@@ -15,8 +15,8 @@ from scdd.objectives.base import Batch, Loss, Objective
 from scdd.objectives.dino import Dino
 from scdd.objectives.moco_v2 import MocoV2
 from scdd.objectives.moco_v3 import MocoV3
-from scdd.objectives.swav import Swav
 from scdd.objectives.supervised import Supervised
+from scdd.objectives.swav import Swav
 
 __all__ = ["Batch", "Loss", "Objective", "create_objective"]
 

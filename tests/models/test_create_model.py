@@ -15,7 +15,7 @@ from scdd.errors import ConfigError
 from scdd.models import create_model, list_models
 
 EXPECTED = {
-    *("resnet8", "resnet8x2", "resnet8x4", "resnet14", "resnet20"),
+    *("resnet8", "resnet8x2", "resnet8x4", "resnet10w16", "resnet14", "resnet20"),
     *("resnet18", "resnet50", "resnet101", "regnet_x_400mf", "regnet_x_8gf"),
     *("mobilenet_v3_large", "shufflenet_v2_x0_5", "squeezenet1_0", "vgg11", "vit_tiny"),
 }

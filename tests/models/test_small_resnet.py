@@ -27,6 +27,7 @@ def size_by_hand(blocks: int, widths: tuple[int, ...], classes: int) -> int:
         ("resnet8", 1, (16, 16, 32, 64)),
         ("resnet8x2", 1, (16, 32, 64, 128)),
         ("resnet8x4", 1, (32, 64, 128, 256)),
+        ("resnet10w16", 1, (16, 16, 32, 64, 128)),
         ("resnet14", 2, (16, 16, 32, 64)),
         ("resnet20", 3, (16, 16, 32, 64)),
     ],
