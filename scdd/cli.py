@@ -147,6 +147,25 @@ def evaluate(
     print(evaluate_file(file, arch, data, labels, seeds, overrides or [], resolve_device(device)))
 
 
+@app.command()
+def stats(
+    checkpoints: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="CHECKPOINT", help="Weights of networks with BatchNorm.", show_default=False
+        ),
+    ],
+    out: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--out", help="Also write bn_stats.csv and bn_stats.png into this folder."),
+    ] = None,
+) -> None:
+    """Show how BatchNorm statistics vary across channels, for checkpoints side by side."""
+    from scdd.bn_comparison import compare_checkpoints
+
+    print(compare_checkpoints(checkpoints, out))
+
+
 STOPPED = (
     "stopped: what is finished is kept, and the same command goes on from there (without --redo)"
 )

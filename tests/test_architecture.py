@@ -18,12 +18,13 @@ PACKAGES = {"scdd": ROOT / "scdd", "scdd_apps": ROOT / "apps" / "scdd_apps"}
 # a peer in the same layer as long as that makes no circle.
 LAYERS: dict[str, tuple[str, ...]] = {
     "commands": ("cli", "__init__", "__main__"),
-    "answers": ("estimate", "evaluation", "inspection"),
+    "answers": ("bn_comparison", "estimate", "evaluation", "inspection"),
     "pipeline": ("pipeline",),
     "steps": ("report", "steps"),
     "stages": ("stages",),
     "subjects": (
         "bilevel",
+        "bn_plots",
         "companions",
         "datasets",
         "distilled",
@@ -34,6 +35,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     ),
     "tools": (
         "augment",
+        "bn_report",
         "bn_statistics",
         "checkpoint",
         "distributed",

@@ -50,6 +50,7 @@ def refused(outcome: Outcome | subprocess.CompletedProcess[str], *said: str) -> 
         ["--help"],
         ["distill", "--help"],
         ["evaluate", "--help"],
+        ["stats", "--help"],
         ["presets"],
         ["presets", "digits"],
         ["presets", "digits", "--full"],
