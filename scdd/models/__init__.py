@@ -1,5 +1,5 @@
 """Networks by name, with stems that suit the image size."""
 
-from scdd.models.registry import create_model, list_models
+from scdd.models.registry import create_model, has_choice_of_stem, list_models, recreate
 
-__all__ = ["create_model", "list_models"]
+__all__ = ["create_model", "has_choice_of_stem", "list_models", "recreate"]
