@@ -27,6 +27,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "companions",
         "datasets",
         "distilled",
+        "foreign",
         "gallery",
         "models",
         "objectives",

@@ -53,6 +53,7 @@ def refused(outcome: Outcome | subprocess.CompletedProcess[str], *said: str) -> 
         ["presets"],
         ["presets", "digits"],
         ["presets", "digits", "--full"],
+        ["checkpoints"],
     ],
     ids=" ".join,
 )
