@@ -8,7 +8,6 @@ import random
 from pathlib import Path
 from typing import Any
 
-import lightly.models
 import pytest
 import timm
 import torch
@@ -261,7 +260,8 @@ def test_a_small_stem_is_asked_for_and_then_exact(writer, layout, tmp_path):
 
 @pytest.mark.parametrize("splits", [0, 8])
 def test_lightlys_cifar_net_as_a_sequential_has_no_relu_in_its_stem(splits, tmp_path):
-    resnet = lightly.models.ResNetGenerator("resnet-18", num_splits=splits)
+    models = pytest.importorskip("lightly.models", reason="lightly is not installed")
+    resnet = models.ResNetGenerator("resnet-18", num_splits=splits)
     theirs = nn.Sequential(*list(resnet.children())[:-1], nn.AdaptiveAvgPool2d(1)).train()
     with torch.no_grad():
         theirs(images().repeat(8, 1, 1, 1))  # so that the groups of SplitBatchNorm differ
@@ -282,7 +282,8 @@ def test_lightlys_cifar_net_as_a_sequential_has_no_relu_in_its_stem(splits, tmp_
 
 
 def test_the_same_net_not_taken_apart_keeps_its_relu(tmp_path):
-    theirs: Any = layouts.trained(lightly.models.ResNetGenerator("resnet-18", num_classes=6))
+    models = pytest.importorskip("lightly.models", reason="lightly is not installed")
+    theirs = layouts.trained(models.ResNetGenerator("resnet-18", num_classes=6))
     loaded = load_backbone(write(tmp_path / "file", theirs.state_dict()), "resnet18", 32, SMALL)
     assert loaded.backbone.stem == "conv 3x3 stride 1, no max-pool" and loaded.head is not None
     with torch.no_grad():
@@ -380,6 +381,8 @@ def test_projections_and_mlps_are_never_taken_for_a_classifier(net, tmp_path):
         layouts.mlp("fc", 0, 2),
         layouts.linear("projection_head", 128),
         {"fc.weight": filled(9, 512)},
+        {"fc.weight": filled(9, 512), "fc.bias": filled(8)},
+        {"fc.weight": filled(9, 512, 1, 1), "fc.bias": filled(9)},
         layouts.linear("fc", 9, 64),
     ):
         path = write(tmp_path / "file", {**backbone, **beside})
