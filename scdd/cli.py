@@ -115,6 +115,14 @@ def presets(
 
 
 @app.command()
+def checkpoints() -> None:
+    """List public checkpoints that squeeze.checkpoint can take instead of training."""
+    from scdd.config.known_checkpoints import listing
+
+    print(listing())
+
+
+@app.command()
 def inspect(
     file: FileArgument,
     verify: Annotated[

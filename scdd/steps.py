@@ -24,7 +24,7 @@ from scdd.distilled import DistilledDataset, Header, ViewRecords, write_distille
 from scdd.distributed import World
 from scdd.errors import ConfigError, RunError
 from scdd.files import sha256_of, write_json
-from scdd.models import create_model
+from scdd.models import recreate
 from scdd.objectives import Objective
 from scdd.progress import Bar, say
 from scdd.run import RunDirectory, versions
@@ -86,8 +86,7 @@ class Context:
         """A network written by an earlier step, on the device, with what was recorded about it."""
         path = self.run.path / step / file
         weights, about = load_weights(path)
-        model = create_model(about["arch"], about["num_classes"], about["image_size"])
-        return fill(model, weights, path).to(self.device), about
+        return fill(recreate(about), weights, path).to(self.device), about
 
     def arms(self) -> list[Arm]:
         """The arms of this configuration."""
@@ -406,7 +405,7 @@ def _start_images(context: Context, settings: RecoverConfig) -> Tensor | None:
 
 
 def _about(model: nn.Module) -> dict[str, Any]:
-    names = ("arch", "image_size", "num_classes", "stem")
+    names = ("arch", "image_size", "num_classes", "stem", "stem_spec")
     return {name: getattr(model, name) for name in names}
 
 

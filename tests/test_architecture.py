@@ -28,6 +28,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "companions",
         "datasets",
         "distilled",
+        "foreign",
         "gallery",
         "models",
         "objectives",

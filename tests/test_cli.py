@@ -54,6 +54,7 @@ def refused(outcome: Outcome | subprocess.CompletedProcess[str], *said: str) -> 
         ["presets"],
         ["presets", "digits"],
         ["presets", "digits", "--full"],
+        ["checkpoints"],
     ],
     ids=" ".join,
 )

@@ -2,16 +2,18 @@
 
 import difflib
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
 
+from scdd.config.stem import Stem
 from scdd.errors import ConfigError
 from scdd.models.small_resnet import resnet10w16, small_resnet
-from scdd.models.stems import Downsampling, adapt, quicken
+from scdd.models.stems import Downsampling, adapt, quicken, set_stem
 from scdd.models.vgg import VGG, VGG11
 from scdd.models.vit import vit_tiny
 
@@ -35,20 +37,27 @@ class Architecture:
     """In the order of the forward pass."""
 
 
-def create_model(arch: str, num_classes: int, image_size: int) -> nn.Module:
+def create_model(
+    arch: str, num_classes: int, image_size: int, stem: Stem | None = None
+) -> nn.Module:
     """Build `arch`, randomly initialised, for images [B, 3, image_size, image_size].
+
+    Where `stem` is given, a ResNet of the torchvision family has exactly this one, and all its
+    stages keep their strides; otherwise the image size decides.
 
     With `num_classes` 0 the classifier is an Identity and the net returns features
     [B, feature_dim]; all other state-dict keys are the same. The net has the plain attributes
 
     * arch, num_classes, image_size: the arguments;
     * stem: every change of the stock net in words, or "stock";
+    * stem_spec: the argument as JSON has it, or None; `recreate` needs no more than these;
     * feature_dim: inputs of the classifier;
     * head: path of the classifier, one nn.Linear, so that its state-dict keys are
       `<head>.weight` and `<head>.bias`.
 
     Raises:
-        ConfigError: if the name is unknown or the net cannot work at this image size.
+        ConfigError: if the name is unknown, the net cannot work at this image size, or it is no
+            ResNet whose stem can be chosen.
         ValueError: if `num_classes` is negative.
     """
     if num_classes < 0:
@@ -61,8 +70,14 @@ def create_model(arch: str, num_classes: int, image_size: int) -> nn.Module:
         )
     # A linear layer without outputs cannot be initialised, so a backbone starts with one output.
     model, changes = spec.build(max(num_classes, 1), image_size)
-    changes += adapt(model, spec.downsamplings, spec.rule, image_size)
-    changes += quicken(model, image_size)
+    if stem is None:
+        changes += adapt(model, spec.downsamplings, spec.rule, image_size)
+        changes += quicken(model, image_size)
+    elif has_choice_of_stem(arch):
+        changes += set_stem(model, stem)
+    else:
+        able = ", ".join(name for name in list_models() if has_choice_of_stem(name))
+        raise ConfigError(f"{arch}: has no choice of stem; leave stem out, or use one of: {able}")
     classifier = model.get_submodule(spec.head)
     assert isinstance(classifier, nn.Linear)
     if num_classes == 0:
@@ -72,6 +87,7 @@ def create_model(arch: str, num_classes: int, image_size: int) -> nn.Module:
         "num_classes": num_classes,
         "image_size": image_size,
         "stem": ", ".join(changes) or "stock",
+        "stem_spec": stem and stem.model_dump(),
         "feature_dim": classifier.in_features,
         "head": spec.head,
     }
@@ -80,6 +96,22 @@ def create_model(arch: str, num_classes: int, image_size: int) -> nn.Module:
     # Convolutions follow the layout of their weights; this one is the faster on CPU and GPU.
     model = model.to(memory_format=torch.channels_last)
     return model
+
+
+def recreate(about: Mapping[str, Any]) -> nn.Module:
+    """Build the net that has these facts: arch, num_classes, image_size and, if any, stem_spec.
+
+    Raises:
+        ConfigError: as `create_model` does.
+    """
+    spec = about.get("stem_spec")
+    stem = Stem(**spec) if spec else None
+    return create_model(about["arch"], about["num_classes"], about["image_size"], stem)
+
+
+def has_choice_of_stem(arch: str) -> bool:
+    """Whether `create_model` takes a stem for this net: a ResNet of the torchvision family."""
+    return arch in ARCHITECTURES and ARCHITECTURES[arch].rule == "resnet"
 
 
 def list_models() -> list[str]:
@@ -104,6 +136,14 @@ def _torchvision(name: str, num_classes: int, image_size: int) -> tuple[nn.Modul
     from torchvision.models import get_model
 
     return get_model(name, weights=None, num_classes=num_classes), ()
+
+
+def _wide_resnet(
+    factor: int, num_classes: int, image_size: int
+) -> tuple[nn.Module, tuple[str, ...]]:
+    from scdd.models.wide_resnet import BLOCKS, WideResNet
+
+    return WideResNet(BLOCKS, factor, num_classes), ()
 
 
 def _regnet(name: str, num_classes: int, image_size: int) -> tuple[nn.Module, tuple[str, ...]]:
@@ -177,6 +217,10 @@ ARCHITECTURES: dict[str, Architecture] = {
             partial(_torchvision, f"resnet{depth}"), "fc", "resnet", _RESNET
         )
         for depth in (18, 50, 101)
+    },
+    **{
+        f"resnet50w{factor}": Architecture(partial(_wide_resnet, factor), "fc", "resnet", _RESNET)
+        for factor in (2, 4, 5)
     },
     **{
         f"resnet{depth}{'' if factor == 1 else f'x{factor}'}": Architecture(

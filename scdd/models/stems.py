@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 from torch import nn
 
+from scdd.config.stem import STOCK, Stem
+
 SMALL = 127
 """Pixels; larger images find every net as it is in stock."""
 
@@ -53,6 +55,42 @@ def adapt(
     while keep and last_map(model, keep, image_size) < MIN_LAST_MAP:
         _drop(model, keep.pop().at)
     return tuple(item.dropped for item in downsamplings if item not in keep)
+
+
+def set_stem(model: nn.Module, stem: Stem) -> tuple[str, ...]:
+    """Give a fresh stock ResNet this stem, in place; return how it differs from the stock one."""
+    conv = model.get_submodule("conv1")
+    assert isinstance(conv, nn.Conv2d) and conv.kernel_size == (7, 7)
+    if stem.kernel == 3:
+        conv = _narrowed(conv)
+        model.set_submodule("conv1", conv)
+    conv.stride, conv.padding = _pair(stem.stride), _pair(stem.padding)
+    if not stem.max_pool:
+        model.set_submodule("maxpool", nn.Identity())
+    if not stem.relu:
+        model.set_submodule("relu", nn.Identity())
+    changes = []
+    if (stem.kernel, stem.stride, stem.padding) != (STOCK.kernel, STOCK.stride, STOCK.padding):
+        padding = "" if stem.padding == stem.kernel // 2 else f" padding {stem.padding}"
+        changes.append(f"conv {stem.kernel}x{stem.kernel} stride {stem.stride}{padding}")
+    changes += [] if stem.max_pool else ["no max-pool"]
+    changes += [] if stem.relu else ["no ReLU"]
+    return tuple(changes)
+
+
+def stem_of(model: nn.Module) -> Stem:
+    """Read the stem of a ResNet of the torchvision family."""
+    conv = model.get_submodule("conv1")
+    assert isinstance(conv, nn.Conv2d) and not isinstance(conv.padding, str)
+    return Stem.model_validate(
+        {
+            "kernel": conv.kernel_size[0],
+            "stride": conv.stride[0],
+            "padding": conv.padding[0],
+            "max_pool": isinstance(model.get_submodule("maxpool"), nn.MaxPool2d),
+            "relu": isinstance(model.get_submodule("relu"), nn.ReLU),
+        }
+    )
 
 
 def quicken(model: nn.Module, image_size: int) -> tuple[str, ...]:

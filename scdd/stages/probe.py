@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from scdd.augment import chance, normalise, random_resized_boxes, resized_crop
 from scdd.config.probe import ProbeConfig
 from scdd.datasets.sources import ImageSource
-from scdd.models import create_model
+from scdd.models import recreate
 from scdd.probing import features, fit_linear
 from scdd.seeding import generator
 from scdd.training import Accuracy, evaluate, evaluating
@@ -94,8 +94,8 @@ def _crop_features(
 
 
 def _with_head(backbone: nn.Module, weight: Tensor, bias: Tensor) -> nn.Module:
-    arch, size, head = backbone.arch, backbone.image_size, backbone.head
-    teacher = create_model(str(arch), len(bias), int(size))  # type: ignore[arg-type]
+    about = {name: getattr(backbone, name) for name in ("arch", "image_size", "stem_spec")}
+    teacher, head = recreate({**about, "num_classes": len(bias)}), backbone.head
     state = copy.copy(backbone.state_dict())
     state[f"{head}.weight"], state[f"{head}.bias"] = weight, bias
     teacher.load_state_dict(state)

@@ -14,13 +14,16 @@ from torch.utils.flop_counter import FlopCounterMode
 from scdd.errors import ConfigError
 from scdd.models import create_model, list_models
 
+WIDE = {"resnet50w2", "resnet50w4", "resnet50w5"}  # too large to be built here but on meta
 EXPECTED = {
+    *WIDE,
     *("resnet8", "resnet8x2", "resnet8x4", "resnet10w16", "resnet14", "resnet20"),
     *("resnet18", "resnet50", "resnet101", "regnet_x_400mf", "regnet_x_8gf"),
     *("mobilenet_v3_large", "shufflenet_v2_x0_5", "squeezenet1_0", "vgg11", "vit_tiny"),
 }
 HEAVY = {"resnet50", "resnet101", "regnet_x_8gf"}
-LIGHT = sorted(EXPECTED - HEAVY)
+BUILT = sorted(EXPECTED - WIDE)
+LIGHT = sorted(set(BUILT) - HEAVY)
 
 # Millions of parameters with 100 classes (ViT: at 32 px), and millions of multiply-adds at 32 and
 # 64 px; the latter counted by torch-pruning, which adds what BatchNorm, ReLU and pools do.
@@ -75,7 +78,7 @@ def test_every_architecture_is_listed_in_order():
 
 
 @pytest.mark.parametrize(
-    ("arch", "size"), [(arch, 16) for arch in sorted(EXPECTED)] + [(arch, 32) for arch in LIGHT]
+    ("arch", "size"), [(arch, 16) for arch in BUILT] + [(arch, 32) for arch in LIGHT]
 )
 def test_a_training_step_on_two_small_images_reaches_every_parameter(arch, size):
     check_training_step(arch, size)
@@ -83,7 +86,7 @@ def test_a_training_step_on_two_small_images_reaches_every_parameter(arch, size)
 
 @pytest.mark.slow
 @pytest.mark.parametrize("size", [32, 64, 224])
-@pytest.mark.parametrize("arch", sorted(EXPECTED))
+@pytest.mark.parametrize("arch", BUILT)
 def test_a_training_step_on_two_larger_images_reaches_every_parameter(arch, size):
     check_training_step(arch, size)
 
@@ -122,7 +125,7 @@ def test_multiply_adds_of_resnet18_at_32_px_follow_from_its_layers():
     assert multiply_adds(on_meta("resnet18", 100, 32), 32) == expected
 
 
-@pytest.mark.parametrize("arch", sorted(EXPECTED))
+@pytest.mark.parametrize("arch", BUILT)
 def test_a_backbone_and_the_weights_of_a_head_make_a_classifier(arch):
     backbone: Any = create_model(arch, 0, 16).eval()
     classifier: Any = create_model(arch, 7, 16).eval()

@@ -1,19 +1,22 @@
 """The adaptation to the image size: what is dropped, and the map that remains."""
 
+import json
 import math
 from typing import Any
 
 import pytest
 import torch
+import torchvision
 from torch import nn
 
+from scdd.config.stem import STOCK, Stem
 from scdd.errors import ConfigError
-from scdd.models import create_model, list_models
+from scdd.models import create_model, has_choice_of_stem, list_models, recreate
 from scdd.models.registry import ARCHITECTURES
-from scdd.models.stems import LEADING_DROPS, Downsampling, adapt, last_map
+from scdd.models.stems import LEADING_DROPS, Downsampling, adapt, last_map, stem_of
 from scdd.models.vit import patch_size
 
-HEAVY = {"resnet50", "resnet101", "regnet_x_8gf"}
+HEAVY = {"resnet50", "resnet101", "regnet_x_8gf", "resnet50w2", "resnet50w4", "resnet50w5"}
 CONVOLUTIONAL = [arch for arch in list_models() if arch != "vit_tiny"]
 
 QUICK = "BatchNorm momentum 0.1 instead of 0.01"
@@ -156,3 +159,74 @@ def test_vit_has_64_tokens_on_small_images_from_32_px():
         model = build("vit_tiny", size)
         assert model.backbone.pos_embed.shape == (1, tokens + 1, 192)
         assert model(torch.empty(2, 3, size, size, device="meta")).shape == (2, 10)
+
+
+# A stem that is asked for.
+
+SMALL_STEM = Stem(kernel=3, stride=1, padding=1, max_pool=False)
+CHOSEN = {
+    SMALL_STEM: "conv 3x3 stride 1, no max-pool",
+    Stem(kernel=3, stride=1, padding=2, max_pool=False): (
+        "conv 3x3 stride 1 padding 2, no max-pool"
+    ),
+    Stem(kernel=3, stride=2, padding=1, max_pool=True): "conv 3x3 stride 2",
+    Stem(kernel=7, stride=2, padding=3, max_pool=False): "no max-pool",
+    Stem(kernel=7, stride=1, padding=3, max_pool=True): "conv 7x7 stride 1",
+    Stem(kernel=3, stride=1, padding=1, max_pool=False, relu=False): (
+        "conv 3x3 stride 1, no max-pool, no ReLU"
+    ),
+    STOCK: "stock",
+}
+
+
+def torchvision_with(stem: Stem) -> nn.Module:
+    """ResNet-18 of torchvision whose children are replaced by hand."""
+    net = torchvision.models.resnet18()
+    net.conv1 = nn.Conv2d(3, 64, stem.kernel, stem.stride, stem.padding, bias=False)
+    if not stem.max_pool:
+        net.maxpool = nn.Identity()
+    if not stem.relu:
+        net.relu = nn.Identity()
+    return net
+
+
+@pytest.mark.parametrize("stem", CHOSEN, ids=CHOSEN.values())
+def test_a_chosen_stem_is_built_said_and_recreated_from_what_json_keeps(stem):
+    theirs = torchvision_with(stem)
+    ours: Any = create_model("resnet18", 1000, 32, stem)
+    assert ours.stem == CHOSEN[stem] and stem_of(ours) == stem
+    ours.load_state_dict(theirs.state_dict())
+    facts = {name: getattr(ours, name) for name in ("arch", "num_classes", "image_size")}
+    again: Any = recreate(json.loads(json.dumps({**facts, "stem_spec": ours.stem_spec})))
+    again.load_state_dict(ours.state_dict())
+    assert again.stem == ours.stem and again.stem_spec == ours.stem_spec
+    x = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    theirs = theirs.eval().to(memory_format=torch.channels_last)
+    with torch.no_grad():
+        assert torch.equal(ours.eval()(x), theirs(x))
+        assert torch.equal(again.eval()(x), theirs(x))
+
+
+def test_with_a_chosen_stem_the_image_size_changes_nothing():
+    for size in (8, 32, 96, 224):
+        with torch.device("meta"):
+            model: Any = create_model("resnet18", 0, size, STOCK)
+        assert model.stem == "stock"
+        strides = [model.get_submodule(f"layer{n}.0.conv1").stride for n in (2, 3, 4)]
+        assert strides == [(2, 2)] * 3
+
+
+def test_without_a_choice_nothing_is_recorded_and_metadata_of_old_files_still_serve():
+    with torch.device("meta"):
+        model: Any = create_model("resnet18", 0, 32)
+        old: Any = recreate({"arch": "resnet18", "num_classes": 0, "image_size": 32})
+    assert model.stem_spec is None and old.stem == model.stem
+    assert stem_of(model) == SMALL_STEM
+
+
+def test_only_resnets_of_the_torchvision_family_have_a_choice_of_stem():
+    able = {arch for arch in list_models() if has_choice_of_stem(arch)}
+    assert able == {"resnet18", "resnet50", "resnet101", "resnet50w2", "resnet50w4", "resnet50w5"}
+    for arch in ("resnet8x2", "vit_tiny", "mobilenet_v3_large"):
+        with pytest.raises(ConfigError, match=f"{arch}: has no choice of stem; .*resnet18"):
+            create_model(arch, 10, 32, STOCK)
