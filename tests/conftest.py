@@ -14,6 +14,7 @@ import hypothesis
 import pytest
 
 from tests import tiny_run
+from tests.two_processes import TwoProcesses
 
 # A deadline would measure how busy the machine is.
 hypothesis.settings.register_profile("scdd", deadline=None)
@@ -139,6 +140,14 @@ def warm_command(warm_process: subprocess.Popen[str], tmp_path: Path) -> Callabl
         )
 
     return run
+
+
+@pytest.fixture(scope="session")
+def two_processes(quiet_environment: None) -> Iterator[TwoProcesses]:
+    """Return `run(function, *args)`, which calls it in two processes; see two_processes.py."""
+    pair = TwoProcesses()
+    yield pair
+    pair.stop()
 
 
 UMASK = 0o027

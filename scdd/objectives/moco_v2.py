@@ -14,7 +14,12 @@ from scdd.synced_batchnorm import synced
 
 
 class MocoV2(Objective):
-    """InfoNCE between a view's query and the other view's key, with queued keys as negatives."""
+    """InfoNCE between a view's query and the other view's key, with queued keys as negatives.
+
+    Several processes equal one with their whole batch, but for one thing: where keys are split, a
+    process's key encoder keeps running statistics of the groups that fall to it, not of all.
+    Nothing reads them, since it works in train mode.
+    """
 
     queue: Tensor
     pointer: Tensor

@@ -9,11 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from scdd.config.squeeze import MocoV2Config, SqueezeConfig
+from scdd.config.objectives import MocoV2Config
+from scdd.config.squeeze import SqueezeConfig
 from scdd.models import create_model
-from scdd.objectives import create_objective
+from scdd.objectives import Batch, Loss, create_objective
 from scdd.objectives.moco_v2 import MocoV2
 from scdd.training import make_optimizer
+from tests.objectives.cases import outputs_of
 
 SIZE, BATCH = 8, 6
 
@@ -39,6 +41,11 @@ def views(step: int = 0) -> tuple[Tensor, Tensor]:
 
 def dice(seed: int = 7) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
+
+
+def loss_of(objective: MocoV2, view1: Tensor, view2: Tensor, seed: int = 7) -> Loss:
+    rows = torch.arange(len(view1))
+    return objective(Batch((view1, view2), torch.zeros_like(rows), rows, dice(seed)))
 
 
 def unit(x: Tensor) -> Tensor:
@@ -72,8 +79,8 @@ def test_loss_and_gradients_are_those_of_the_pseudo_code(symmetric: bool, mlp: b
     view1, view2 = views()
     query = copy.deepcopy(nn.Sequential(objective.backbone, objective.head)).double()
     key, queue = copy.deepcopy(objective.key_encoder).double(), objective.queue.double()
-    loss = objective(view1, view2, dice())
-    loss.backward()
+    loss = loss_of(objective, view1, view2)
+    loss.value.backward()
 
     follow(key, query, 0.9)
     truth, _ = direction(query, key, queue, view1.double(), view2.double(), 0.15)
@@ -81,7 +88,10 @@ def test_loss_and_gradients_are_those_of_the_pseudo_code(symmetric: bool, mlp: b
         other, _ = direction(query, key, queue, view2.double(), view1.double(), 0.15)
         truth = (truth + other) / 2
     truth.backward()
-    assert loss.item() == pytest.approx(truth.item(), rel=1e-5)
+    assert loss.value.item() == pytest.approx(truth.item(), rel=1e-5)
+    torch.testing.assert_close(
+        loss.embedding.double(), unit(query(view1.double())).detach(), rtol=0, atol=1e-5
+    )
     trained = [*objective.backbone.parameters(), *objective.head.parameters()]
     for mine, reference in zip(trained, query.parameters(), strict=True):
         assert mine.grad is not None and reference.grad is not None
@@ -90,16 +100,42 @@ def test_loss_and_gradients_are_those_of_the_pseudo_code(symmetric: bool, mlp: b
 
 def test_the_symmetric_loss_is_the_mean_of_both_directions():
     view1, view2 = views()
-    there = new()(view1, view2, dice())
-    back = new()(view2, view1, dice())
-    both = new(symmetric=True)(view1, view2, dice())
-    assert both.item() == pytest.approx((there.item() + back.item()) / 2, rel=1e-6)
+    there = loss_of(new(), view1, view2).value.item()
+    back = loss_of(new(), view2, view1).value.item()
+    both = loss_of(new(symmetric=True), view1, view2).value.item()
+    assert both == pytest.approx((there + back) / 2, rel=1e-6)
 
 
 def encode(objective: MocoV2, view: Tensor) -> Tensor:
     """Keys of a view by a copy of the key encoder, in float64."""
     with torch.no_grad():
         return unit(copy.deepcopy(objective.key_encoder).double()(view.double()))
+
+
+def test_loss_and_queue_are_those_of_lightly():
+    lightly = pytest.importorskip("lightly.loss", reason="lightly is an oracle that is not needed")
+    objective = new(temperature=0.15)
+    oracle = lightly.NTXentLoss(temperature=0.15, memory_bank_size=(24, 8))
+    oracle.memory_bank.bank = objective.queue.clone()
+    queries, keys = outputs_of(objective.head), outputs_of(objective.key_encoder)
+    for step in range(3):
+        loss = loss_of(objective, *views(step), step).value
+        truth = oracle(queries[step].requires_grad_(), keys[step])
+        assert loss.item() == pytest.approx(truth.item(), rel=1e-5)
+        torch.testing.assert_close(objective.queue, oracle.memory_bank.bank)
+
+
+def test_under_autocast_the_loss_itself_is_in_float32():
+    objective = new(temperature=0.02)  # where a rounded logit would be off by a lot
+    queue = objective.queue.double()
+    queries, keys = outputs_of(objective.head), outputs_of(objective.key_encoder)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = loss_of(objective, *views())
+    assert queries[0].dtype == torch.bfloat16, "autocast did nothing, so nothing was shown"
+    assert loss.value.dtype == loss.embedding.dtype == objective.queue.dtype == torch.float32
+    same = nn.Identity()
+    truth, _ = direction(same, same, queue, queries[0].double(), keys[0].double(), 0.02)
+    assert loss.value.item() == pytest.approx(truth.item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("symmetric", [False, True])
@@ -109,7 +145,7 @@ def test_keys_enter_the_queue_in_order_and_the_oldest_leave(symmetric: bool, len
     rows, place = [row.double() for row in objective.queue], 0
     for step in range(7):
         view1, view2 = views(step)
-        objective(view1, view2, dice(step))
+        loss_of(objective, view1, view2, step)
         # In train mode BatchNorm does not see its buffers, so the keys can be made again.
         for view in [view2, view1] if symmetric else [view2]:
             for key in encode(objective, view):
@@ -125,8 +161,8 @@ def test_an_image_does_not_meet_its_own_key_among_the_negatives():
     objective.queue.zero_()
     view, _ = views()
     # The key encoder is the query's after the EMA: the positive has cosine 1, the negatives 0.
-    loss = objective(view, view, dice())
-    assert loss.item() == pytest.approx(math.log(1 + 24 * math.exp(-1 / 0.2)), rel=1e-4)
+    loss = loss_of(objective, view, view)
+    assert loss.value.item() == pytest.approx(math.log(1 + 24 * math.exp(-1 / 0.2)), rel=1e-4)
     assert not torch.equal(objective.queue[:BATCH], torch.zeros(BATCH, 8))
 
 
@@ -135,7 +171,7 @@ def test_the_key_encoder_is_the_moving_average_and_its_buffers_are_its_own():
     key, (view1, view2) = copy.deepcopy(objective.key_encoder), views()
     online = [*objective.backbone.parameters(), *objective.head.parameters()]
     wanted = [0.75 * k + 0.25 * q for k, q in zip(key.parameters(), online, strict=True)]
-    objective(view1, view2, dice()).backward()
+    loss_of(objective, view1, view2).value.backward()
     for slow, average in zip(objective.key_encoder.parameters(), wanted, strict=True):
         torch.testing.assert_close(slow, average.detach(), rtol=1e-6, atol=1e-7)
     with torch.no_grad():
@@ -153,7 +189,7 @@ def test_the_key_encoder_is_the_moving_average_and_its_buffers_are_its_own():
 def test_at_its_ends_the_moving_average_copies_or_stands_still(momentum: float):
     objective = new(momentum=momentum)
     before = [p.clone() for p in objective.key_encoder.parameters()]
-    objective(*views(), dice())
+    loss_of(objective, *views())
     online = [*objective.backbone.parameters(), *objective.head.parameters()]
     for slow, wanted in zip(
         objective.key_encoder.parameters(), online if momentum == 0 else before, strict=True
@@ -179,7 +215,7 @@ def test_the_key_encoder_gets_no_gradient_and_is_not_optimised(kind: Any):
     assert optimised == {
         id(p) for p in [*objective.backbone.parameters(), *objective.head.parameters()]
     }
-    objective(*views(), dice()).backward()
+    loss_of(objective, *views()).value.backward()
     before = [p.clone() for p in objective.key_encoder.parameters()]
     queue = objective.queue.clone()
     optimizer.step()
@@ -195,7 +231,7 @@ def test_split_keys_are_normalised_in_shuffled_groups_of_their_own(splits: int):
     view1, view2 = views()
     seen = objective.key_encoder.get_buffer("0.bn1.num_batches_tracked")
     count = int(seen)
-    objective(view1, view2, dice())
+    loss_of(objective, view1, view2)
     assert int(seen) == count + splits
     keys = torch.zeros(BATCH, 8, dtype=torch.float64)
     for group in torch.randperm(BATCH, generator=dice()).tensor_split(splits):
@@ -209,7 +245,7 @@ def test_a_state_dict_carries_all_that_the_next_steps_depend_on():
     def steps(objective: MocoV2, first: int, last: int, optimizer: torch.optim.Optimizer):
         losses = []
         for step in range(first, last):
-            loss = objective(*views(step), dice(step))
+            loss = loss_of(objective, *views(step), step).value
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -255,7 +291,7 @@ def test_on_unrelated_views_the_loss_starts_at_the_logarithm_of_the_number_of_ca
     for bias in ("head.bias", "key_encoder.1.bias"):
         nn.init.zeros_(objective.get_parameter(bias))  # common to all keys: no random direction
     view1, view2 = (torch.randn(256, 3, SIZE, SIZE) for _ in range(2))
-    assert objective(view1, view2, dice()).item() == pytest.approx(math.log(1024), abs=0.03)
+    assert loss_of(objective, view1, view2).value.item() == pytest.approx(math.log(1024), abs=0.03)
 
 
 @pytest.mark.parametrize("mlp", [True, False])
@@ -270,7 +306,7 @@ def test_the_head_has_one_layer_or_two_and_ends_in_the_dimension(mlp: bool):
 
 def test_the_factory_builds_the_configured_backbone():
     cfg = SqueezeConfig(arch="resnet8x2", batch=8, objective=MocoV2Config(dim=8, queue=16))
-    objective = create_objective(cfg, SIZE)
+    objective = create_objective(cfg, SIZE, num_classes=4, num_images=32)
     assert isinstance(objective, MocoV2) and objective.backbone.arch == "resnet8x2"
     assert objective.queue.shape == (16, 8)
     torch.testing.assert_close(F.normalize(objective.queue, dim=1), objective.queue)
