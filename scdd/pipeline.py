@@ -221,7 +221,10 @@ def _run_step(context: Context, step: Step) -> None:
 def _settings(cfg: RunConfig, step: Step) -> dict[str, Any]:
     """The part of the configuration that decides what a step makes."""
     values = cfg.model_dump(mode="json")
-    del values["dataset"]["root"]  # A digest tells images apart; they may lie anywhere.
+    # Digests tell images and checkpoints apart; they may lie anywhere.
+    del values["dataset"]["root"]
+    for name in ("path", "head"):
+        (values["squeeze"]["checkpoint"] or {}).pop(name, None)
     return {name: values[name] for name in ("method", "seed", "dataset", *step.sections)}
 
 

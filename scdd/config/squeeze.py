@@ -11,6 +11,7 @@ from pydantic import (
     model_validator,
 )
 
+from scdd.config.checkpoint import CheckpointConfig
 from scdd.config.objectives import VIEWS, MocoV2Config, ObjectiveConfig
 from scdd.config.section import Probability, Section
 from scdd.config.views import ViewConfig
@@ -24,6 +25,8 @@ class SqueezeConfig(Section):
     zero_init_residual: bool = False
     """Start residual branches at zero, as MoCo v3 and Barlow Twins do on ImageNet."""
     objective: ObjectiveConfig = MocoV2Config()
+    checkpoint: CheckpointConfig | None = None
+    """Take the weights of a file and train nothing; what follows here is then without effect."""
     epochs: PositiveInt = 200
     batch: Annotated[int, Field(ge=2)] = 256
     """Images of a step, on all processes together."""
