@@ -35,8 +35,9 @@ class Step:
     """One folder of the run directory.
 
     `sections` are the parts of the configuration that the step depends on, `inputs` the steps
-    whose files it reads, `shown` the files that also stand at the top of the run directory, and
-    `reads_images` tells whether it sees real images, `sharded` whether ranks share its work.
+    whose files it reads, `shown` the files that also stand at the top of the run directory;
+    `reads_images` tells whether it sees real images and `images` which section names them, where it
+    is given (else `dataset`); `sharded` whether ranks share its work.
     """
 
     name: str
@@ -45,12 +46,13 @@ class Step:
     inputs: tuple[str, ...] = ()
     shown: tuple[str, ...] = ()
     reads_images: bool = True
+    images: str = "dataset"
     sharded: bool = False
 
 
 SCDD = (
-    Step("squeeze", run_squeeze, ("squeeze",), sharded=True),
-    Step("probe", run_probe, ("probe",), ("squeeze",), ("teacher.safetensors",)),
+    Step("squeeze", run_squeeze, ("squeeze",), images="squeeze_dataset", sharded=True),
+    Step("probe", run_probe, ("probe",), ("squeeze",), ("teacher.safetensors",), sharded=True),
     Step("recover", run_recover, ("recover", "ipc"), ("probe",), reads_images=False, sharded=True),
     Step(
         "relabel",
@@ -107,7 +109,11 @@ def steps_of(cfg: RunConfig) -> tuple[Step, ...]:
     """The steps that a configuration asks for, in order."""
     left_out = () if cfg.recover_real is not None else ("recover_real", "relabel_real")
     return tuple(
-        replace(step, inputs=tuple(name for name in step.inputs if name not in left_out))
+        replace(
+            step,
+            inputs=tuple(name for name in step.inputs if name not in left_out),
+            images=step.images if getattr(cfg, step.images) is not None else "dataset",
+        )
         for step in METHODS[cfg.method]
         if step.name not in left_out
     )
@@ -176,7 +182,7 @@ def _run_step(context: Context, step: Step) -> None:
     if world.leads and done is not None:
         run.check_outputs(step.name, done)
         run.show(step.name, tuple(name for name in step.shown if not (run.path / name).exists()))
-        gone = step.reads_images and _images_are_gone(context.cfg)
+        gone = step.reads_images and _images_are_gone(context.cfg, step)
         if not gone:
             run.check_inputs(step.name, _inputs(context, step))
         note = "; the real images are gone, so it was not compared with them" if gone else ""
@@ -215,21 +221,21 @@ def _run_step(context: Context, step: Step) -> None:
 def _settings(cfg: RunConfig, step: Step) -> dict[str, Any]:
     """The part of the configuration that decides what a step makes."""
     values = cfg.model_dump(mode="json")
-    del values["dataset"]["root"]  # A digest tells images apart; they may lie anywhere.
-    return {name: values[name] for name in ("method", "seed", "dataset", *step.sections)}
+    del values[step.images]["root"]  # A digest tells images apart; they may lie anywhere.
+    return {name: values[name] for name in ("method", "seed", step.images, *step.sections)}
 
 
 def _inputs(context: Context, step: Step) -> dict[str, str]:
     """Digests of what a step reads."""
     inputs = {name: context.run.digest_of(name) for name in step.inputs}
     if step.reads_images:
-        inputs["dataset"] = context.dataset.digest
+        inputs[step.images] = getattr(context, step.images).digest
     return inputs
 
 
-def _images_are_gone(cfg: RunConfig) -> bool:
+def _images_are_gone(cfg: RunConfig, step: Step) -> bool:
     """Whether the folder of the real images is no longer there: finished steps need none."""
-    root = cfg.dataset.root
+    root = getattr(cfg, step.images).root
     return root is not None and not Path(root).expanduser().exists()
 
 

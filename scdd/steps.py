@@ -19,17 +19,19 @@ from scdd.checkpoint import Checkpoint, fill, load_weights, save_weights
 from scdd.config.recover import RecoverConfig
 from scdd.config.run import RunConfig
 from scdd.datasets import Dataset, load_dataset
+from scdd.datasets.pixel_statistics import with_statistics
 from scdd.distilled import DistilledDataset, Header, ViewRecords, write_distilled
 from scdd.distributed import World
-from scdd.errors import ConfigError, RunError
+from scdd.errors import CheckpointError, ConfigError, DataError, RunError
 from scdd.files import sha256_of, write_json
 from scdd.models import create_model
 from scdd.objectives import Objective
+from scdd.preflight import accuracy_floor, check_teacher
 from scdd.progress import Bar, say
 from scdd.run import RunDirectory, versions
 from scdd.seeding import generator
 from scdd.stages.posttrain import Labels, new_student, train_student
-from scdd.stages.probe import probe
+from scdd.stages.probe import FeatureShard, Head, probe, shard_features, shards_of
 from scdd.stages.recover import batches_of, recover
 from scdd.stages.relabel import relabel
 from scdd.stages.select import random_real
@@ -71,6 +73,16 @@ class Context:
         """The real images."""
         return load_dataset(self.cfg.dataset, self.device)
 
+    @cached_property
+    def squeeze_dataset(self) -> Dataset:
+        """The images that the backbone learns on: others than `dataset` where the user says so."""
+        if self.cfg.squeeze_dataset is None:
+            return self.dataset
+        try:
+            return load_dataset(self.cfg.squeeze_dataset, self.device)
+        except DataError as error:
+            raise DataError(f"squeeze_dataset: {error}") from error
+
     def checkpoint(self, step: str, shard: str = "") -> Checkpoint:
         """The rolling checkpoint of a step, or of one shard of it."""
         path = self.run.folder(step) / f"{shard or step}.checkpoint"
@@ -97,7 +109,7 @@ class Context:
 
 def run_squeeze(context: Context, step: str) -> tuple[str, ...]:
     """images -> backbone.safetensors, beside it the kept epochs and what labels have taught."""
-    cfg, data, world = context.cfg, context.dataset, context.world
+    cfg, data, world = context.cfg, context.squeeze_dataset, context.world
     check_later_steps(context.cfg, context.dataset)
     checkpoint, folder = context.shared_checkpoint(step), context.run.folder(step)
     if (folder / "backbone.safetensors").exists():  # Killed when all but the marker was written.
@@ -129,38 +141,112 @@ def _write_squeezed(
     if not context.world.leads:
         return
     backbone, folder = objective.backbone, context.run.folder(step)
+    train = context.squeeze_dataset.train
     about = {
         **_about(backbone),
         "objective": context.cfg.squeeze.objective.name,
         "epoch": epoch,
+        "mean": train.mean,
+        "std": train.std,
     }
     if objective.classifier is not None:
-        head = objective.classifier.state_dict()
-        save_weights(folder / f"classifier{suffix}.safetensors", head, about)
+        head, classes = objective.classifier.state_dict(), {"classes": train.classes}
+        save_weights(folder / f"classifier{suffix}.safetensors", head, about | classes)
     save_weights(folder / f"backbone{suffix}.safetensors", backbone.state_dict(), about)
 
 
 def run_probe(context: Context, step: str) -> tuple[str, ...]:
-    """backbone -> teacher.safetensors, with its accuracy on the real validation images."""
-    cfg, data = context.cfg, context.dataset
+    """backbone -> teacher.safetensors, which must classify the real validation images well enough.
+
+    Ranks share the features, which lie in shards until the teacher is there; one rank fits it.
+    """
+    cfg, data, folder = context.cfg, context.dataset, context.run.folder(step)
+    target, shards = folder / "teacher.safetensors", folder / "features"
     backbone, about = context.network("squeeze", "backbone.safetensors")
-    result = probe(cfg.probe, backbone, data.train, data.val, cfg.seed, context.device)
-    about = {
-        **about,
-        **_about(result.teacher),
-        "classes": list(data.train.classes),
-        "mean": data.train.mean,
-        "std": data.train.std,
-        "l2": result.l2,
-        "val_top1": result.accuracy.top1,
-        "val_top5": result.accuracy.top5,
-    }
-    context.run.log(step, l2=result.l2, val_top1=result.accuracy.top1)
-    say(f"  teacher: {result.accuracy.top1:.1f} % on the {len(data.val)} validation images")
-    save_weights(
-        context.run.folder(step) / "teacher.safetensors", result.teacher.state_dict(), about
-    )
+    train, val = (with_statistics(s, about["mean"], about["std"]) for s in (data.train, data.val))
+
+    def path(shard: FeatureShard) -> Path:
+        return shards / f"view-{shard.view:02d}-image-{shard.first:08d}.safetensors"
+
+    plan = shards_of(cfg.probe, len(train))
+    mine = context.world.share(plan)
+    width = int(backbone.feature_dim)  # type: ignore[arg-type]
+    say(f"  features: {size(4 * width * sum(shard.last - shard.first for shard in plan))}")
+    with Bar(step, len(mine)) as bar:
+        for shard in mine:
+            if not (path(shard).exists() or target.exists()):
+                features = shard_features(
+                    cfg.probe, backbone, train, shard, cfg.seed, context.device
+                )
+                save_weights(path(shard), {"features": features}, {})
+            bar.advance()
+    context.world.barrier()
+    if not context.world.leads:
+        return ("teacher.safetensors",)
+    checkpoint = context.checkpoint(step)
+    if not target.exists():
+        result = probe(
+            cfg.probe,
+            backbone,
+            train,
+            val,
+            cfg.seed,
+            context.device,
+            checkpoint,
+            stored=lambda shard: load_weights(path(shard))[0]["features"],
+            given=_given_head(context, train.classes) if cfg.probe.solver == "given" else None,
+        )
+        found = {
+            "solver": cfg.probe.solver,
+            **result.chosen,
+            "val_top1": result.accuracy.top1,
+            "val_top5": result.accuracy.top5,
+        }
+        context.run.log(step, **found, tried=list(result.tried.items()))
+        about = {**about, **_about(result.teacher), "classes": train.classes, **found}
+        save_weights(target, result.teacher.state_dict(), about)
+    checkpoint.remove()
+    _remove_shards(shards)
+    _check_teacher(context, target)
     return ("teacher.safetensors",)
+
+
+def _check_teacher(context: Context, path: Path) -> None:
+    """Say how good the teacher is, and refuse one that is not worth going on with."""
+    about, images = load_weights(path)[1], len(context.dataset.val)
+    floor = accuracy_floor(context.cfg.probe, len(about["classes"]))
+    say(
+        f"  teacher: {about['val_top1']:.1f} % on the {images} validation images; at least "
+        f"{floor.top1:.1f} % wanted"
+    )
+    check_teacher(about["val_top1"], images, floor)
+
+
+def _given_head(context: Context, classes: tuple[str, ...]) -> Head:
+    """The classifier that squeeze left.
+
+    Raises:
+        ConfigError: if it left none, or one of other classes.
+    """
+    path = context.run.path / "squeeze" / "classifier.safetensors"
+    instead = "set probe.solver to lbfgs or sgd"
+    if not path.exists():
+        raise ConfigError(f"{path}: is not there, as squeeze has brought no classifier; {instead}")
+    weights, about = load_weights(path)
+    try:
+        head = Head(weights["weight"], weights["bias"])
+    except KeyError as error:
+        raise CheckpointError(f"{path}: holds no {error} of a linear layer; {instead}") from error
+    if len(head.bias) != len(classes):
+        raise ConfigError(
+            f"{path}: tells {len(head.bias)} classes apart, but dataset has {len(classes)}; "
+            + instead
+        )
+    known = tuple(about.get("classes", classes))
+    if known != classes:
+        own, other = next(pair for pair in zip(classes, known, strict=True) if len(set(pair)) > 1)
+        raise ConfigError(f"{path}: knows class '{other}' where dataset has '{own}'; {instead}")
+    return head
 
 
 def run_recover(context: Context, step: str) -> tuple[str, ...]:
@@ -277,8 +363,9 @@ def _train_row(
     context: Context, step: str, arm: Arm, labels: Labels, seed: int, row: Path, bar: Bar
 ) -> None:
     """Train one student and write its scores: those of the last epoch."""
-    cfg, val, device = context.cfg.posttrain, context.dataset.val, context.device
+    cfg, device = context.cfg.posttrain, context.device
     data = DistilledDataset.open(context.run.path / arm.step / arm.file, device)
+    val = with_statistics(context.dataset.val, data.mean, data.std)
     run_seed = student_seed(context.cfg.seed, seed)
     student = new_student(cfg.arch, data, run_seed)
     checkpoint = context.checkpoint(step, row.stem)
