@@ -88,7 +88,7 @@ def _costs(cfg: RunConfig, classes: int, squeezed: int, train: int) -> list[Cost
     areas = [((side or whole) / whole) ** 2 for side in cfg.squeeze.view_sizes]
     passes = cfg.squeeze.objective.training_passes(areas)
     labels = 2.0 * cfg.relabel.views * rows * classes
-    width = create_model(teacher, 0, whole).feature_dim
+    width = int(create_model(teacher, 0, whole).feature_dim)  # type: ignore[arg-type]
     stored = sum(shard.last - shard.first for shard in shards_of(cfg.probe, train))
     probed = stored + round(train * cfg.probe.epochs_over_train)
     picture = 3.0 * rows * cfg.dataset.image_size**2
