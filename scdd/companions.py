@@ -10,6 +10,7 @@ from pathlib import Path
 from scdd.config.dataset import DatasetConfig
 from scdd.config.load import read_run_config
 from scdd.datasets import ImageSource, load_dataset, load_split
+from scdd.datasets.pixel_statistics import with_statistics
 from scdd.distilled import Header, read_header
 from scdd.errors import DataError, FormatError, UserError
 
@@ -76,7 +77,7 @@ def _run_val(file: Path, header: Header) -> ImageSource | None:
         print(f"the run's own validation images cannot be read ({error}); give --data DIR")
         return None
     _same_classes(val.classes, header, f"dataset {dataset.name}")
-    return val
+    return with_statistics(val, header.mean, header.std)
 
 
 def _same_classes(classes: tuple[str, ...], header: Header, where: str) -> None:

@@ -13,6 +13,7 @@ from scdd.datasets import load_dataset
 from scdd.models import create_model
 from scdd.pipeline import steps_of
 from scdd.progress import duration
+from scdd.stages.probe import shards_of
 from scdd.steps import check_later_steps
 from scdd.tables import size, table
 
@@ -42,7 +43,8 @@ def estimate(cfg: RunConfig, device: torch.device) -> str:
     dataset = load_dataset(cfg.dataset)
     check_later_steps(cfg, dataset)
     classes, train = len(dataset.classes), len(dataset.train)
-    costs = {cost.step: cost for cost in _costs(cfg, classes, train, len(dataset.val))}
+    squeezed = len(load_dataset(cfg.squeeze_dataset).train) if cfg.squeeze_dataset else train
+    costs = {cost.step: cost for cost in _costs(cfg, classes, squeezed, train)}
     rows = []
     total_seconds = total_disk = total_flops = 0.0
     for step in steps_of(cfg):
@@ -80,12 +82,15 @@ def estimate(cfg: RunConfig, device: torch.device) -> str:
     )
 
 
-def _costs(cfg: RunConfig, classes: int, train: int, val: int) -> list[Cost]:
+def _costs(cfg: RunConfig, classes: int, squeezed: int, train: int) -> list[Cost]:
     teacher, student, rows = cfg.squeeze.arch, cfg.posttrain.arch, classes * cfg.ipc
     whole = cfg.dataset.image_size
     areas = [((side or whole) / whole) ** 2 for side in cfg.squeeze.view_sizes]
     passes = cfg.squeeze.objective.training_passes(areas)
     labels = 2.0 * cfg.relabel.views * rows * classes
+    width = int(create_model(teacher, 0, whole).feature_dim)  # type: ignore[arg-type]
+    stored = sum(shard.last - shard.first for shard in shards_of(cfg.probe, train))
+    probed = stored + round(train * cfg.probe.epochs_over_train)
     picture = 3.0 * rows * cfg.dataset.image_size**2
     arms = 3 if cfg.recover_real else 2
     students = arms * len(cfg.posttrain.labels) * cfg.posttrain.seeds
@@ -95,12 +100,12 @@ def _costs(cfg: RunConfig, classes: int, train: int, val: int) -> list[Cost]:
             "squeeze",
             teacher,
             0,
-            round(cfg.squeeze.epochs * train * passes),
+            round(cfg.squeeze.epochs * squeezed * passes),
             "training",
             cfg.squeeze.batch,
             0,
         ),
-        Cost("probe", teacher, 0, train * (1 + cfg.probe.crops), "forward", 500, 0),
+        Cost("probe", teacher, 0, probed, "forward", 500, 4.0 * stored * width),
         Cost(
             "recover",
             teacher,

@@ -14,7 +14,7 @@ from torch import nn
 from scdd.config.run import RunConfig
 from scdd.distributed import joined
 from scdd.errors import ConfigError, RunError
-from scdd.files import replacing, write_json
+from scdd.files import replacing, sha256_of, write_json
 from scdd.models import create_model
 from scdd.progress import duration, say
 from scdd.report import print_report, run_report
@@ -36,8 +36,9 @@ class Step:
     """One folder of the run directory.
 
     `sections` are the parts of the configuration that the step depends on, `inputs` the steps
-    whose files it reads, `shown` the files that also stand at the top of the run directory, and
-    `reads_images` tells whether it sees real images, `sharded` whether ranks share its work.
+    whose files it reads, `shown` the files that also stand at the top of the run directory;
+    `reads_images` tells whether it sees real images and `images` which section names them, where it
+    is given (else `dataset`); `sharded` whether ranks share its work.
     """
 
     name: str
@@ -46,13 +47,14 @@ class Step:
     inputs: tuple[str, ...] = ()
     shown: tuple[str, ...] = ()
     reads_images: bool = True
+    images: str = "dataset"
     sharded: bool = False
 
 
 SCDD = (
-    Step("squeeze", run_squeeze, ("squeeze",), sharded=True),
+    Step("squeeze", run_squeeze, ("squeeze",), images="squeeze_dataset", sharded=True),
     Step("squeeze_labellers", run_squeeze_labellers, ("squeeze_labellers",), sharded=True),
-    Step("probe", run_probe, ("probe",), ("squeeze",), ("teacher.safetensors",)),
+    Step("probe", run_probe, ("probe",), ("squeeze",), ("teacher.safetensors",), sharded=True),
     Step("recover", run_recover, ("recover", "ipc"), ("probe",), reads_images=False, sharded=True),
     Step(
         "relabel",
@@ -113,7 +115,11 @@ def steps_of(cfg: RunConfig) -> tuple[Step, ...]:
     if not cfg.squeeze_labellers:
         left_out += ("squeeze_labellers",)
     return tuple(
-        replace(step, inputs=tuple(name for name in step.inputs if name not in left_out))
+        replace(
+            step,
+            inputs=tuple(name for name in step.inputs if name not in left_out),
+            images=step.images if getattr(cfg, step.images) is not None else "dataset",
+        )
         for step in METHODS[cfg.method]
         if step.name not in left_out
     )
@@ -182,10 +188,10 @@ def _run_step(context: Context, step: Step) -> None:
     if world.leads and done is not None:
         run.check_outputs(step.name, done)
         run.show(step.name, tuple(name for name in step.shown if not (run.path / name).exists()))
-        gone = step.reads_images and _images_are_gone(context.cfg)
+        gone = _gone(context.cfg, step)
         if not gone:
             run.check_inputs(step.name, _inputs(context, step))
-        note = "; the real images are gone, so it was not compared with them" if gone else ""
+        note = f"; {gone} are gone, so it was not compared with them" if gone else ""
         say(f"{step.name}: done before ({duration(done['seconds'])}){note}")
     elif world.leads:
         inputs = _inputs(context, step)
@@ -222,24 +228,43 @@ def _settings(cfg: RunConfig, step: Step) -> dict[str, Any]:
     """The part of the configuration that decides what a step makes."""
     values = cfg.model_dump(mode="json")
     # Digests tell images and checkpoints apart; they may lie anywhere.
-    del values["dataset"]["root"]
-    for name in ("path", "head"):
-        (values["squeeze"]["checkpoint"] or {}).pop(name, None)
-    return {name: values[name] for name in ("method", "seed", "dataset", *step.sections)}
+    del values[step.images]["root"]
+    for section in (values["squeeze"], *values["squeeze_labellers"]):
+        for name in ("path", "head"):
+            (section["checkpoint"] or {}).pop(name, None)
+    return {name: values[name] for name in ("method", "seed", step.images, *step.sections)}
 
 
 def _inputs(context: Context, step: Step) -> dict[str, str]:
     """Digests of what a step reads."""
     inputs = {name: context.run.digest_of(name) for name in step.inputs}
     if step.reads_images:
-        inputs["dataset"] = context.dataset.digest
+        inputs[step.images] = getattr(context, step.images).digest
+    for name, path in _checkpoints(context.cfg, step).items():
+        if path.exists():
+            inputs[name] = sha256_of(path)
     return inputs
 
 
-def _images_are_gone(cfg: RunConfig) -> bool:
-    """Whether the folder of the real images is no longer there: finished steps need none."""
-    root = cfg.dataset.root
-    return root is not None and not Path(root).expanduser().exists()
+def _gone(cfg: RunConfig, step: Step) -> str:
+    """What a step has read and is no longer there, in words: finished steps need none of it."""
+    root = getattr(cfg, step.images).root
+    if step.reads_images and root is not None and not Path(root).expanduser().exists():
+        return "the real images"
+    missing = not all(path.exists() for path in _checkpoints(cfg, step).values())
+    return "the weights of the checkpoint" if missing else ""
+
+
+def _checkpoints(cfg: RunConfig, step: Step) -> dict[str, Path]:
+    """Files of other trainings that a step takes up, by the key that names them."""
+    squeezes = {"squeeze": (cfg.squeeze,), "squeeze_labellers": cfg.squeeze_labellers}
+    return {
+        f"{step.name}.checkpoint.{name} ({section.arch})": Path(path).expanduser()
+        for section in squeezes.get(step.name, ())
+        if section.checkpoint is not None
+        for name, path in (("path", section.checkpoint.path), ("head", section.checkpoint.head))
+        if path is not None
+    }
 
 
 def _remove(paths: Iterable[Path]) -> None:
@@ -251,7 +276,8 @@ def _remove(paths: Iterable[Path]) -> None:
 def _check_networks(cfg: RunConfig) -> None:
     """Refuse at once a network that a later step would refuse hours later."""
     size = cfg.dataset.image_size
-    teacher, _ = (create_model(arch, 1, size) for arch in (cfg.squeeze.arch, cfg.posttrain.arch))
+    others = (cfg.posttrain.arch, *(labeller.arch for labeller in cfg.squeeze_labellers))
+    teacher, *_ = (create_model(arch, 1, size) for arch in (cfg.squeeze.arch, *others))
     if not any(isinstance(module, nn.BatchNorm2d) for module in teacher.modules()):
         raise ConfigError(
             f"squeeze.arch = {cfg.squeeze.arch} has no BatchNorm2d layer, whose statistics recover "

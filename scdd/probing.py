@@ -1,5 +1,8 @@
 """What features are worth: a linear classifier and nearest neighbours on them."""
 
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -9,17 +12,51 @@ from scdd.datasets.sources import ImageSource
 from scdd.training import evaluating
 
 
+class Standardisation(NamedTuple):
+    """How features are brought to zero mean and unit variance; both float64 [D]."""
+
+    centre: Tensor
+    spread: Tensor
+
+    def of(self, features: Tensor) -> Tensor:
+        """Standardised features, float64 [N, D]."""
+        return (features.double() - self.centre) / self.spread
+
+    def fold(self, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        """Turn a classifier of standardised features into the same one of raw ones, in float32."""
+        folded = weight.double() / self.spread
+        return folded.float(), (bias.double() - folded @ self.centre).float()
+
+
 @torch.no_grad()
 def features(
-    backbone: nn.Module, source: ImageSource, device: torch.device, batch: int = 500
+    backbone: nn.Module,
+    source: ImageSource,
+    device: torch.device,
+    batch: int = 500,
+    rows: Tensor | None = None,
 ) -> Tensor:
-    """Eval-mode features [N, D] of the whole images of a source, on `device`."""
+    """Eval-mode features [N, D] of the whole images of a source, or of some, on `device`."""
     parts = []
     with evaluating(backbone):
-        for index in torch.arange(len(source)).split(batch):
+        for index in (torch.arange(len(source)) if rows is None else rows).split(batch):
             x = source.read(index).to(device).float() / 255
             parts.append(backbone(normalise(x, source.mean, source.std)).float())
     return torch.cat(parts)
+
+
+def measure_standardisation(blocks: Callable[[], Iterable[Tensor]]) -> Standardisation:
+    """Mean and standard deviation (biased) of features that come in blocks [n, D], gone over twice.
+
+    A feature that never changes is not scaled: where it does change later, by a crop for instance,
+    dividing by next to nothing would drown the others.
+    """
+    sums = [(len(block), block.double().sum(dim=0)) for block in blocks()]
+    count = sum(length for length, _ in sums)
+    centre = torch.stack([total for _, total in sums]).sum(dim=0) / count
+    squares = [(block.double() - centre).square().sum(dim=0) for block in blocks()]
+    spread = (torch.stack(squares).sum(dim=0) / count).sqrt()
+    return Standardisation(centre, torch.where(spread < 1e-6, 1.0, spread))
 
 
 def fit_linear(
@@ -39,7 +76,8 @@ def fit_linear(
     """
     x = features.double()
     centre, spread = x.mean(dim=0), x.std(dim=0, unbiased=False).clamp(min=1e-6)
-    x = (x - centre) / spread
+    standardisation = Standardisation(centre, spread)
+    x = standardisation.of(x)
     weight = torch.zeros(num_classes, x.shape[1], dtype=x.dtype, device=x.device)
     bias = torch.zeros(num_classes, dtype=x.dtype, device=x.device)
     weight.requires_grad_(True)
@@ -59,9 +97,7 @@ def fit_linear(
         return loss
 
     solver.step(objective)
-    with torch.no_grad():
-        folded = weight / spread
-        return folded.float(), (bias - folded @ centre).float()
+    return standardisation.fold(weight.detach(), bias.detach())
 
 
 def knn_accuracy(

@@ -25,9 +25,11 @@ def run_report(context: Context, step: str) -> tuple[str, ...]:
     _, teacher = load_weights(run.path / "probe" / "teacher.safetensors")
     table_text = accuracy_table(context, results)
     protocol = protocol_line(context.cfg.posttrain, context.cfg.recipe, results)
+    head = "its own classifier" if teacher["solver"] == "given" else "linear probe on all labels"
+    elsewhere = "" if context.cfg.squeeze_dataset is None else " of other images (squeeze_dataset)"
     teacher_line = (
-        f"Teacher ({teacher['arch']}, {teacher['objective']}, {teacher['epoch']} epochs, linear "
-        f"probe on all labels): {teacher['val_top1']:.1f} % of the same validation images."
+        f"Teacher ({teacher['arch']}, {teacher['objective']}, {teacher['epoch']} epochs"
+        f"{elsewhere}, {head}): {teacher['val_top1']:.1f} % of the same validation images."
     )
     draw_gallery(
         folder / "gallery.png",

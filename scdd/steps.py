@@ -16,21 +16,26 @@ import torch
 from torch import Tensor, nn
 
 from scdd.checkpoint import Checkpoint, fill, load_weights, save_weights
+from scdd.config.dataset import DatasetConfig
+from scdd.config.known_checkpoints import find
 from scdd.config.recover import RecoverConfig
 from scdd.config.run import RunConfig
 from scdd.config.squeeze import SqueezeConfig
 from scdd.datasets import Dataset, load_dataset
+from scdd.datasets.pixel_statistics import with_statistics
 from scdd.distilled import DistilledDataset, Header, ViewRecords, write_distilled
 from scdd.distributed import World
-from scdd.errors import ConfigError, RunError
+from scdd.errors import CheckpointError, ConfigError, DataError, RunError
 from scdd.files import sha256_of, write_json
+from scdd.foreign.load import squeezed_from
 from scdd.models import recreate
 from scdd.objectives import Objective
+from scdd.preflight import accuracy_floor, check_teacher
 from scdd.progress import Bar, say
 from scdd.run import RunDirectory, versions
 from scdd.seeding import generator
 from scdd.stages.posttrain import Labels, new_student, train_student
-from scdd.stages.probe import probe
+from scdd.stages.probe import FeatureShard, Head, probe, shard_features, shards_of
 from scdd.stages.recover import batches_of, recover
 from scdd.stages.relabel import relabel
 from scdd.stages.select import random_real
@@ -39,6 +44,7 @@ from scdd.tables import size
 from scdd.training import evaluate
 
 IMAGES_PER_SHARD = 20_000
+IMAGENET_CLASSES = 1000
 
 
 @dataclass(frozen=True)
@@ -72,6 +78,16 @@ class Context:
         """The real images."""
         return load_dataset(self.cfg.dataset, self.device)
 
+    @cached_property
+    def squeeze_dataset(self) -> Dataset:
+        """The images that the backbone learns on: others than `dataset` where the user says so."""
+        if self.cfg.squeeze_dataset is None:
+            return self.dataset
+        try:
+            return load_dataset(self.cfg.squeeze_dataset, self.device)
+        except DataError as error:
+            raise DataError(f"squeeze_dataset: {error}") from error
+
     def checkpoint(self, step: str, shard: str = "") -> Checkpoint:
         """The rolling checkpoint of a step, or of one shard of it."""
         path = self.run.folder(step) / f"{shard or step}.checkpoint"
@@ -97,41 +113,61 @@ class Context:
 def run_squeeze(context: Context, step: str) -> tuple[str, ...]:
     """images -> backbone.safetensors, beside it the kept epochs and what labels have taught."""
     check_later_steps(context.cfg, context.dataset)
-    return _squeeze(context, step, context.cfg.squeeze, "", context.cfg.seed)
+    cfg, images = context.cfg, context.cfg.squeeze_dataset or context.cfg.dataset
+    return _squeeze(context, step, cfg.squeeze, images, context.squeeze_dataset, "", cfg.seed)
 
 
 def run_squeeze_labellers(context: Context, step: str) -> tuple[str, ...]:
     """images -> ARCH/backbone.safetensors and so on, for each of several networks."""
-    seeds = [
-        generator(context.cfg.seed, step, number).initial_seed()
-        for number in range(len(context.cfg.squeeze_labellers))
-    ]
-    return tuple(
-        name
-        for cfg, seed in zip(context.cfg.squeeze_labellers, seeds, strict=True)
-        for name in _squeeze(context, step, cfg, cfg.arch, seed)
-    )
+    names: tuple[str, ...] = ()
+    for number, cfg in enumerate(context.cfg.squeeze_labellers):
+        seed = generator(context.cfg.seed, step, number).initial_seed()
+        images = context.cfg.dataset
+        names += _squeeze(context, step, cfg, images, context.dataset, cfg.arch, seed)
+    return names
 
 
 def _squeeze(
-    context: Context, step: str, cfg: SqueezeConfig, subfolder: str, seed: int
+    context: Context,
+    step: str,
+    cfg: SqueezeConfig,
+    images: DatasetConfig,
+    data: Dataset,
+    subfolder: str,
+    seed: int,
 ) -> tuple[str, ...]:
-    """Train one backbone into a subfolder of a step; return its files."""
-    data, world, target = context.dataset, context.world, context.run.folder(step) / subfolder
+    """Train or load one backbone into a subfolder of a step; return its files."""
+    target = context.run.folder(step) / subfolder
     checkpoint = context.shared_checkpoint(step, subfolder)
 
-    def write(suffix: str, epoch: int, objective: Objective) -> None:
+    def write(
+        suffix: str, backbone: nn.Module, head: dict[str, Tensor] | None, **about: Any
+    ) -> None:
         """The classifier and then the backbone as they are now."""
-        if not world.leads:
+        if not context.world.leads:
             return
-        about = {**_about(objective.backbone), "objective": cfg.objective.name, "epoch": epoch}
-        if objective.classifier is not None:
-            head = objective.classifier.state_dict()
-            save_weights(target / f"classifier{suffix}.safetensors", head, about)
-        weights = objective.backbone.state_dict()
-        save_weights(target / f"backbone{suffix}.safetensors", weights, about)
+        about |= {**_about(backbone), "mean": data.mean, "std": data.std}
+        if head is not None:
+            classes = {"classes": data.classes}
+            save_weights(target / f"classifier{suffix}.safetensors", head, about | classes)
+        save_weights(target / f"backbone{suffix}.safetensors", backbone.state_dict(), about)
 
-    if not (target / "backbone.safetensors").exists():  # Else only the marker was missing.
+    def write_trained(suffix: str, epoch: int, now: Objective) -> None:
+        head = now.classifier.state_dict() if now.classifier is not None else None
+        write(suffix, now.backbone, head, objective=cfg.objective.name, epoch=epoch)
+
+    if (target / "backbone.safetensors").exists():  # Killed when all but the marker was written.
+        pass
+    elif cfg.checkpoint is not None:
+        target.mkdir(exist_ok=True)
+        loaded = squeezed_from(
+            cfg.checkpoint, cfg.arch, data.image_size, images.mean, images.std, len(data.classes)
+        )
+        for line in loaded.report.lines():
+            say(f"  {line}")
+        head = dict(zip(("weight", "bias"), loaded.head, strict=True)) if loaded.head else None
+        write("", loaded.backbone, head, objective=loaded.objective, epoch=loaded.epoch)
+    else:
         target.mkdir(exist_ok=True)
         objective = squeeze(
             cfg,
@@ -141,14 +177,14 @@ def _squeeze(
             seed,
             context.device,
             checkpoint,
-            partial(context.run.log, arch=cfg.arch) if world.leads else _no_log,
-            lambda epoch, now: write(f"-epoch-{epoch:04d}", epoch, now),
+            partial(context.run.log, arch=cfg.arch) if context.world.leads else _no_log,
+            lambda epoch, now: write_trained(f"-epoch-{epoch:04d}", epoch, now),
             step,
         )
-        if objective.forgetting is not None and world.leads:
+        if objective.forgetting is not None and context.world.leads:
             save_weights(target / "forgetting.safetensors", objective.forgetting, {})
-        write("", cfg.epochs, objective)
-    world.barrier()
+        write_trained("", cfg.epochs, objective)
+    context.world.barrier()
     checkpoint.remove()
     names = (path.relative_to(context.run.folder(step)) for path in target.glob("*.safetensors"))
     return tuple(sorted(map(str, names)))
@@ -159,26 +195,101 @@ def _no_log(stage: str, /, **values: Any) -> None:
 
 
 def run_probe(context: Context, step: str) -> tuple[str, ...]:
-    """backbone -> teacher.safetensors, with its accuracy on the real validation images."""
-    cfg, data = context.cfg, context.dataset
+    """backbone -> teacher.safetensors, which must classify the real validation images well enough.
+
+    Ranks share the features, which lie in shards until the teacher is there; one rank fits it.
+    """
+    cfg, data, folder = context.cfg, context.dataset, context.run.folder(step)
+    target, shards = folder / "teacher.safetensors", folder / "features"
     backbone, about = context.network("squeeze", "backbone.safetensors")
-    result = probe(cfg.probe, backbone, data.train, data.val, cfg.seed, context.device)
-    about = {
-        **about,
-        **_about(result.teacher),
-        "classes": list(data.train.classes),
-        "mean": data.train.mean,
-        "std": data.train.std,
-        "l2": result.l2,
-        "val_top1": result.accuracy.top1,
-        "val_top5": result.accuracy.top5,
-    }
-    context.run.log(step, l2=result.l2, val_top1=result.accuracy.top1)
-    say(f"  teacher: {result.accuracy.top1:.1f} % on the {len(data.val)} validation images")
-    save_weights(
-        context.run.folder(step) / "teacher.safetensors", result.teacher.state_dict(), about
-    )
+    train, val = (with_statistics(s, about["mean"], about["std"]) for s in (data.train, data.val))
+
+    def path(shard: FeatureShard) -> Path:
+        return shards / f"view-{shard.view:02d}-image-{shard.first:08d}.safetensors"
+
+    plan = shards_of(cfg.probe, len(train))
+    mine = context.world.share(plan)
+    width = int(backbone.feature_dim)  # type: ignore[arg-type]
+    say(f"  features: {size(4 * width * sum(shard.last - shard.first for shard in plan))}")
+    with Bar(step, len(mine)) as bar:
+        for shard in mine:
+            if not (path(shard).exists() or target.exists()):
+                features = shard_features(
+                    cfg.probe, backbone, train, shard, cfg.seed, context.device
+                )
+                save_weights(path(shard), {"features": features}, {})
+            bar.advance()
+    context.world.barrier()
+    if not context.world.leads:
+        return ("teacher.safetensors",)
+    checkpoint = context.checkpoint(step)
+    if not target.exists():
+        result = probe(
+            cfg.probe,
+            backbone,
+            train,
+            val,
+            cfg.seed,
+            context.device,
+            checkpoint,
+            stored=lambda shard: load_weights(path(shard))[0]["features"],
+            given=_given_head(context, train.classes) if cfg.probe.solver == "given" else None,
+        )
+        found = {
+            "solver": cfg.probe.solver,
+            **result.chosen,
+            "val_top1": result.accuracy.top1,
+            "val_top5": result.accuracy.top5,
+        }
+        context.run.log(step, **found, tried=list(result.tried.items()))
+        about = {**about, **_about(result.teacher), "classes": train.classes, **found}
+        save_weights(target, result.teacher.state_dict(), about)
+    checkpoint.remove()
+    _remove_shards(shards)
+    _check_teacher(context, target)
     return ("teacher.safetensors",)
+
+
+def _check_teacher(context: Context, path: Path) -> None:
+    """Say how good the teacher is, and refuse one that is not worth going on with."""
+    about, images = load_weights(path)[1], len(context.dataset.val)
+    classes, checkpoint = len(about["classes"]), context.cfg.squeeze.checkpoint
+    # What is published is the accuracy on the thousand classes of ImageNet-1K.
+    known = checkpoint.known if checkpoint and classes == IMAGENET_CLASSES else None
+    expected = find(known).linear_top1 if known else None
+    floor = accuracy_floor(context.cfg.probe, classes, expected)
+    say(
+        f"  teacher: {about['val_top1']:.1f} % on the {images} validation images; at least "
+        f"{floor.top1:.1f} % wanted"
+    )
+    check_teacher(about["val_top1"], images, floor)
+
+
+def _given_head(context: Context, classes: tuple[str, ...]) -> Head:
+    """The classifier that squeeze left.
+
+    Raises:
+        ConfigError: if it left none, or one of other classes.
+    """
+    path = context.run.path / "squeeze" / "classifier.safetensors"
+    instead = "set probe.solver to lbfgs or sgd"
+    if not path.exists():
+        raise ConfigError(f"{path}: is not there, as squeeze has brought no classifier; {instead}")
+    weights, about = load_weights(path)
+    try:
+        head = Head(weights["weight"], weights["bias"])
+    except KeyError as error:
+        raise CheckpointError(f"{path}: holds no {error} of a linear layer; {instead}") from error
+    if len(head.bias) != len(classes):
+        raise ConfigError(
+            f"{path}: tells {len(head.bias)} classes apart, but dataset has {len(classes)}; "
+            + instead
+        )
+    known = tuple(about.get("classes", classes))
+    if known != classes:
+        own, other = next(pair for pair in zip(classes, known, strict=True) if len(set(pair)) > 1)
+        raise ConfigError(f"{path}: knows class '{other}' where dataset has '{own}'; {instead}")
+    return head
 
 
 def run_recover(context: Context, step: str) -> tuple[str, ...]:
@@ -295,8 +406,9 @@ def _train_row(
     context: Context, step: str, arm: Arm, labels: Labels, seed: int, row: Path, bar: Bar
 ) -> None:
     """Train one student and write its scores: those of the last epoch."""
-    cfg, val, device = context.cfg.posttrain, context.dataset.val, context.device
+    cfg, device = context.cfg.posttrain, context.device
     data = DistilledDataset.open(context.run.path / arm.step / arm.file, device)
+    val = with_statistics(context.dataset.val, data.mean, data.std)
     run_seed = student_seed(context.cfg.seed, seed)
     student = new_student(cfg.arch, data, run_seed)
     checkpoint = context.checkpoint(step, row.stem)

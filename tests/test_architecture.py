@@ -41,6 +41,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "checkpoint",
         "distributed",
         "divergence",
+        "preflight",
         "run",
         "synced_batchnorm",
         "training",

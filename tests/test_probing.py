@@ -11,7 +11,13 @@ from torch import Tensor
 
 from scdd.datasets import ResidentSource
 from scdd.models import create_model
-from scdd.probing import features, fit_linear, knn_accuracy
+from scdd.probing import (
+    Standardisation,
+    features,
+    fit_linear,
+    knn_accuracy,
+    measure_standardisation,
+)
 
 CPU = torch.device("cpu")
 
@@ -77,6 +83,36 @@ def test_a_class_without_examples_gets_a_row_too():
     assert weight.shape == (5, 4)
     answers = (x @ weight.T + bias).argmax(dim=1)
     assert int(answers.max()) <= 2
+
+
+def test_standardisation_is_scikit_learns_however_the_features_are_cut_into_blocks():
+    x, _ = blobs(150, 3, 5, seed=12)
+    x = torch.cat([x, torch.full((150, 1), 7.0)], dim=1)  # A constant is left unscaled.
+    truth = StandardScaler().fit(x.double().numpy())
+    for size in (1, 7, 1000):
+        found = measure_standardisation(lambda size=size: x.split(size))
+        np.testing.assert_allclose(found.centre.numpy(), truth.mean_, rtol=1e-9)
+        np.testing.assert_allclose(found.spread.numpy(), truth.scale_, rtol=1e-9)
+    np.testing.assert_allclose(found.of(x).numpy(), truth.transform(x.double().numpy()), atol=1e-9)
+
+
+def test_a_folded_classifier_says_of_raw_features_what_the_other_says_of_standardised_ones():
+    x, _ = blobs(80, 3, 6, seed=13)
+    draw = torch.Generator().manual_seed(0)
+    weight, bias = torch.randn(4, 6, generator=draw), torch.randn(4, generator=draw)
+    scaling = measure_standardisation(lambda: [x])
+    wanted = F.linear(scaling.of(x), weight.double(), bias.double())
+    folded = scaling.fold(weight, bias)
+    assert all(tensor.dtype == torch.float32 for tensor in folded)
+    folded_weight, folded_bias = (tensor.double() for tensor in folded)
+    found = F.linear(x.double(), folded_weight, folded_bias)
+    # No further apart than rounding the folded numbers to float32 can make them.
+    rounding = 2.0**-24 * (x.double().abs() @ folded_weight.abs().T + folded_bias.abs())
+    assert ((found - wanted).abs() <= 1.01 * rounding).all()
+
+    ones = torch.ones(6, dtype=torch.float64)
+    same = Standardisation(torch.zeros_like(ones), ones).fold(weight, bias)
+    assert torch.equal(same[0], weight) and torch.equal(same[1], bias)
 
 
 @pytest.mark.parametrize(("k", "temperature"), [(1, 0.1), (7, 0.1), (20, 1.0), (500, 0.07)])

@@ -30,6 +30,9 @@ class RunConfig(Section):
     threads: Annotated[int, Field(ge=1, le=1024)] | None = None
     """CPU threads; not given: as many as torch takes. Part of what makes a run repeatable."""
     dataset: DatasetConfig = DatasetConfig()
+    squeeze_dataset: DatasetConfig | None = None
+    """Other images for squeeze alone (Table 7): the backbone learns on them, the teacher and all
+    that follows see `dataset`, normalised as the backbone knows it. Not given: `dataset`."""
     squeeze: SqueezeConfig = SqueezeConfig()
     squeeze_labellers: tuple[SqueezeConfig, ...] = ()
     """More networks, pre-trained beside the backbone; one of each architecture."""
@@ -46,6 +49,27 @@ class RunConfig(Section):
         twice = [arch for arch in archs if archs.count(arch) > 1]
         if twice:
             raise ValueError(f"squeeze_labellers: {twice[0]} stands there twice; name it once")
+        return self
+
+    @model_validator(mode="after")
+    def _a_backbone_sees_one_image_size(self) -> Self:
+        other = self.squeeze_dataset
+        if other is not None and other.image_size != self.dataset.image_size:
+            raise ValueError(
+                f"squeeze_dataset.image_size is {other.image_size}, but dataset.image_size is "
+                f"{self.dataset.image_size}, and a backbone works at one size; give both the same"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _what_the_probe_is_given_exists(self) -> Self:
+        objective = self.squeeze.objective.name
+        trained = self.squeeze.checkpoint is None and objective != "supervised"
+        if self.probe.solver == "given" and trained:
+            raise ValueError(
+                "probe.solver is given, but squeeze.objective is "
+                f"{objective}, which trains no classifier; choose lbfgs or sgd"
+            )
         return self
 
     @model_validator(mode="after")

@@ -1,9 +1,13 @@
 """Channel means and standard deviations of a set of images."""
 
+import copy
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from scdd.config.section import Triple
+from scdd.datasets.sources import ImageSource
 
 SMALLEST_STD = 1 / 255
 
@@ -23,9 +27,23 @@ def measure_mean_std(images: Tensor) -> tuple[Triple, Triple]:
     share = counts / counts.sum(1, keepdim=True)
     mean = (share * levels).sum(1)
     variance = (share * (levels - mean[:, None]).square()).sum(1)
-    return _triple(mean), _triple(variance.sqrt().clamp_min(SMALLEST_STD))
+    std = variance.sqrt().clamp_min(SMALLEST_STD)
+    return _triple(mean.tolist()), _triple(std.tolist())
 
 
-def _triple(values: Tensor) -> Triple:
-    red, green, blue = values.tolist()
+def with_statistics(
+    source: ImageSource, mean: Sequence[float], std: Sequence[float]
+) -> ImageSource:
+    """The same images, to be normalised with other statistics: those a network was trained with.
+
+    A network stays tied to them, whatever images it sees later: its first weights and the running
+    statistics of its BatchNorm layers belong to inputs of that scale.
+    """
+    other = copy.copy(source)
+    other.mean, other.std = _triple(mean), _triple(std)
+    return other
+
+
+def _triple(values: Sequence[float]) -> Triple:
+    red, green, blue = values
     return red, green, blue
