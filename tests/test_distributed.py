@@ -50,6 +50,7 @@ def without_gradient() -> dict[str, Tensor]:
         "truth": gather(truth),
         "count": gather(torch.tensor([rank], dtype=torch.int64)),
         "transposed": total(transposed),
+        "mixed": total(transposed if rank == 0 else transposed.contiguous()),
         "gathered transposed": gather(transposed),
         "pictures": gather(pictures),
         "total of pictures": total(pictures),
@@ -69,6 +70,7 @@ def test_rows_are_gathered_in_the_order_of_ranks_and_sums_are_over_all(
         assert found["truth"].tolist() == [True, False, False, True, False, True]
         assert found["count"].tolist() == [0, 1]
         assert torch.equal(found["transposed"], 2 * transposed)
+        assert torch.equal(found["mixed"], 2 * transposed)
         assert torch.equal(found["gathered transposed"], torch.cat([transposed, transposed]))
         assert torch.equal(found["pictures"], torch.cat(pictures))
         assert torch.equal(found["total of pictures"], sum(pictures))

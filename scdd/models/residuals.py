@@ -17,8 +17,8 @@ def zero_init_residual(model: nn.Module) -> None:
     blocks = [m for m in model.modules() if hasattr(m, "downsample") and hasattr(m, "bn2")]
     if not blocks:
         raise ConfigError(
-            f"squeeze.zero_init_residual: {model.arch} has no residual blocks of a ResNet; "
-            "switch it off or choose a ResNet"
+            f"zero_init_residual: {model.arch} has no residual blocks of a ResNet; switch it off "
+            "or choose a ResNet"
         )
     for block in blocks:
         last = getattr(block, "bn3", block.bn2)

@@ -33,6 +33,6 @@ def test_a_net_without_such_blocks_is_refused():
     with pytest.raises(ConfigError) as caught:
         zero_init_residual(create_model("vgg11", 0, 32))
     assert str(caught.value) == (
-        "squeeze.zero_init_residual: vgg11 has no residual blocks of a ResNet; switch it off or "
-        "choose a ResNet"
+        "zero_init_residual: vgg11 has no residual blocks of a ResNet; switch it off or choose a "
+        "ResNet"
     )

@@ -59,13 +59,11 @@ def images(count: int) -> Tensor:
     return F.interpolate(coarse, size=SIZE, mode="bilinear")
 
 
-def batch_of(
-    rows: Tensor, pictures: Tensor, sizes: Sequence[int], step: int, noise: float = 0.3
-) -> Batch:
+def batch_of(rows: Tensor, pictures: Tensor, sizes: Sequence[int], step: int) -> Batch:
     """Noisy views of `pictures[rows]`; the smaller ones are corners."""
     draw = torch.Generator().manual_seed(1000 + step)
     views = [
-        pictures[rows] + noise * torch.randn(pictures[rows].shape, generator=draw) for _ in sizes
+        pictures[rows] + 0.3 * torch.randn(pictures[rows].shape, generator=draw) for _ in sizes
     ]
     return Batch(
         views=tuple(view[..., :size, :size] for view, size in zip(views, sizes, strict=True)),
@@ -101,7 +99,7 @@ def pair(view1: Tensor, view2: Tensor, seed: int = 7) -> Batch:
     return Batch((view1, view2), torch.zeros_like(rows), rows, generator)
 
 
-def noise(count: int, size: int, step: int = 0) -> tuple[Tensor, Tensor]:
+def unrelated(count: int, size: int, step: int = 0) -> tuple[Tensor, Tensor]:
     """Two views that have nothing in common, float [count, 3, size, size] each."""
     draw = torch.Generator().manual_seed(100 + step)
     view1, view2 = torch.randn(2, count, 3, size, size, generator=draw)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from scdd.config.objectives import BarlowTwinsConfig
 from scdd.models import create_model
 from scdd.objectives.barlow_twins import BarlowTwins
-from tests.objectives.cases import Flat, layers, noise, outputs_of, pair
+from tests.objectives.cases import Flat, layers, outputs_of, pair, unrelated
 
 SIZE, BATCH, DIM = 8, 10, 5
 
@@ -49,7 +49,7 @@ def assert_same_gradients(objective: BarlowTwins, twin: nn.Module) -> None:
 
 @pytest.mark.parametrize("scale", [1.0, 0.048])
 def test_loss_and_gradients_are_those_of_the_equations(scale: float):
-    objective, (view1, view2) = new(scale=scale), noise(BATCH, SIZE)
+    objective, (view1, view2) = new(scale=scale), unrelated(BATCH, SIZE)
     twin = twin_of(objective)
     loss = objective(pair(view1, view2))
     loss.value.backward()
@@ -64,7 +64,7 @@ def test_loss_and_gradients_are_those_of_the_equations(scale: float):
 
 def test_loss_and_gradients_are_those_of_lightly():
     lightly = pytest.importorskip("lightly.loss", reason="lightly is an oracle that is not needed")
-    objective, (view1, view2) = new(), noise(BATCH, SIZE)
+    objective, (view1, view2) = new(), unrelated(BATCH, SIZE)
     twin = twin_of(objective)
     loss = objective(pair(view1, view2)).value
     loss.backward()
@@ -101,7 +101,7 @@ def test_on_unrelated_views_the_loss_starts_near_the_dimension():
     cfg = BarlowTwinsConfig(dim=d, hidden=128, off_diagonal=weight)
     objective = BarlowTwins(Flat(3 * SIZE * SIZE), cfg).train()
     start = d + (d + weight * d * (d - 1)) / (n - 1)
-    losses = [objective(pair(*noise(n, SIZE, step))).value.item() for step in range(8)]
+    losses = [objective(pair(*unrelated(n, SIZE, step))).value.item() for step in range(8)]
     assert sum(losses) / 8 == pytest.approx(start, rel=0.02)
 
 
@@ -120,7 +120,7 @@ def test_the_projector_is_that_of_the_paper():
 
 
 def test_every_view_has_batch_statistics_of_its_own():
-    objective, (view1, view2) = new(), noise(BATCH, SIZE)
+    objective, (view1, view2) = new(), unrelated(BATCH, SIZE)
     backbone = copy.deepcopy(objective.backbone)
     objective(pair(view1, view2))
     backbone(view1)
@@ -135,7 +135,7 @@ def test_under_autocast_the_loss_itself_is_in_float32():
     objective = new()
     outputs = outputs_of(objective.projector)
     with torch.autocast("cpu", torch.bfloat16):
-        loss = objective(pair(*noise(BATCH, SIZE)))
+        loss = objective(pair(*unrelated(BATCH, SIZE)))
     assert outputs[0].dtype == torch.bfloat16, "autocast did nothing, so nothing was shown"
     assert loss.value.dtype == loss.embedding.dtype == torch.float32
     truth = correlation_loss(*(z.double() for z in outputs), 0.02)

@@ -14,7 +14,7 @@ from scdd.models import create_model
 from scdd.objectives import create_objective
 from scdd.objectives.moco_v3 import MocoV3
 from scdd.training import make_optimizer
-from tests.objectives.cases import Flat, layers, noise, outputs_of, pair
+from tests.objectives.cases import Flat, layers, outputs_of, pair, unrelated
 
 SIZE, BATCH = 8, 8
 
@@ -31,7 +31,7 @@ def new(**changes: Any) -> MocoV3:
 
 
 def views() -> tuple[Tensor, Tensor]:
-    return noise(BATCH, SIZE)
+    return unrelated(BATCH, SIZE)
 
 
 def online(objective: MocoV3) -> list[nn.Parameter]:
@@ -171,7 +171,7 @@ def test_on_unrelated_views_the_loss_starts_at_the_logarithm_of_the_batch(temper
     torch.manual_seed(0)
     cfg = MocoV3Config(dim=256, hidden=256, temperature=temperature)
     objective = MocoV3(Flat(3 * SIZE * SIZE), cfg).train()
-    loss = objective(pair(*noise(256, SIZE))).value.item()
+    loss = objective(pair(*unrelated(256, SIZE))).value.item()
     extra = 1 / (2 * temperature**2 * 256)
     assert loss == pytest.approx(4 * temperature * (math.log(256) + extra), abs=0.05)
 
