@@ -1,6 +1,7 @@
 """Squeeze: pre-train a backbone on the images (SC-DD, section 2.2)."""
 
 from collections.abc import Callable, Iterator
+from inspect import signature
 from itertools import tee
 from typing import Any
 
@@ -149,7 +150,10 @@ def _together(objective: Objective) -> nn.Module:
     if rank_and_size()[1] == 1:
         return objective
     # Buffers are the same everywhere already: BatchNorm is synced, queues and centres are gathered.
-    return DistributedDataParallel(objective, broadcast_buffers=False)
+    keys = signature(DistributedDataParallel).parameters
+    # Newer versions of torch have renamed the option, and warn of the old name.
+    option = "forward_sync_buffers" if "forward_sync_buffers" in keys else "broadcast_buffers"
+    return DistributedDataParallel(objective, **{option: False})
 
 
 def _arithmetic(cfg: SqueezeConfig, device: torch.device) -> torch.autocast:

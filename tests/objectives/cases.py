@@ -9,10 +9,12 @@ from torch import Tensor, nn
 
 from scdd.config.objectives import (
     BarlowTwinsConfig,
+    DinoConfig,
     MocoV2Config,
     MocoV3Config,
     ObjectiveConfig,
     SupervisedConfig,
+    SwavConfig,
 )
 from scdd.config.squeeze import SqueezeConfig
 from scdd.config.views import ViewConfig
@@ -47,6 +49,8 @@ CASES = {
     ),
     "moco_v3": Case(MocoV3Config(dim=16, hidden=32)),
     "barlow_twins": Case(BarlowTwinsConfig(dim=16, hidden=32, scale=0.1)),
+    "swav": Case(SwavConfig(dim=16, hidden=32, prototypes=12), sizes=(16, 16, 8, 8)),
+    "dino": Case(DinoConfig(dim=24, hidden=32, bottleneck=16, head_bn=True), sizes=(16, 16, 8, 8)),
     "supervised": Case(SupervisedConfig(label_smoothing=0.1), sizes=(SIZE,)),
 }
 
