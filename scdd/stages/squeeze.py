@@ -150,10 +150,11 @@ def _together(objective: Objective) -> nn.Module:
     if rank_and_size()[1] == 1:
         return objective
     # Buffers are the same everywhere already: BatchNorm is synced, queues and centres are gathered.
-    keys = signature(DistributedDataParallel).parameters
     # Newer versions of torch have renamed the option, and warn of the old name.
-    option = "forward_sync_buffers" if "forward_sync_buffers" in keys else "broadcast_buffers"
-    return DistributedDataParallel(objective, **{option: False})
+    names = ("forward_sync_buffers", "broadcast_buffers")
+    known = signature(DistributedDataParallel).parameters
+    option: Any = {next(name for name in names if name in known): False}
+    return DistributedDataParallel(objective, **option)
 
 
 def _arithmetic(cfg: SqueezeConfig, device: torch.device) -> torch.autocast:
