@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from scdd.config.objectives import DinoConfig, SwavConfig
 from scdd.distributed import own_rows, rank_and_size, total
-from scdd.models import create_model
 from scdd.objectives import Batch, Objective
 from scdd.objectives.dino import Dino
 from scdd.objectives.swav import Swav
@@ -22,9 +22,27 @@ SIZE, LOCAL, COUNT, STEPS = 16, 8, 12, 4
 CASES = ("swav", "dino", "dino_bn")
 
 
+class SmoothNet(nn.Sequential):
+    """With tanh: rounding that switches a ReLU changes gradients by a thousand times itself."""
+
+    feature_dim = 16
+
+    def __init__(self) -> None:
+        super().__init__(
+            nn.Conv2d(3, 8, 3, stride=2),
+            nn.BatchNorm2d(8),
+            nn.Tanh(),
+            nn.Conv2d(8, self.feature_dim, 3, stride=2),
+            nn.BatchNorm2d(self.feature_dim),
+            nn.Tanh(),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+        )
+
+
 def build(case: str) -> Objective:
     torch.manual_seed(0)
-    backbone = create_model("resnet8", 0, SIZE)
+    backbone = SmoothNet()
     if case == "swav":
         # Full after two steps, so both ways to assign codes are taken.
         swav = SwavConfig(
@@ -60,9 +78,8 @@ def train(case: str) -> dict[str, Any]:
     together = (
         DistributedDataParallel(objective, broadcast_buffers=False) if size > 1 else objective
     )
-    # BatchNorm after small weights: at larger rates a step blows the rounding up a hundredfold.
     optimizer = torch.optim.SGD(
-        [p for p in objective.parameters() if p.requires_grad], lr=0.001, momentum=0.9
+        [p for p in objective.parameters() if p.requires_grad], lr=0.05, momentum=0.9
     )
     losses, gradients = [], []
     for step in range(STEPS):
@@ -115,7 +132,7 @@ def assert_near(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor])
     rounding = 1e-5 * max(tensor.double().norm() for tensor in wanted.values())
     for name, tensor in wanted.items():
         error = (found[name].double() - tensor.double()).norm()
-        assert error <= 1e-3 * tensor.double().norm() + rounding, name
+        assert error <= 1e-4 * tensor.double().norm() + rounding, name
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -141,7 +158,7 @@ def test_what_is_remembered_covers_the_rows_of_all_processes(pair: list[dict[str
     queue = pair[0]["swav"]["state"]["queue"]
     torch.testing.assert_close(queue.norm(dim=2), torch.ones(2, 20))
     assert len(queue[0].unique(dim=0)) == 20
-    counts = {case: pair[0][case]["state"]["backbone.bn1.num_batches_tracked"] for case in CASES}
+    counts = {case: pair[0][case]["state"]["backbone.1.num_batches_tracked"] for case in CASES}
     assert counts == {"swav": 2 * STEPS, "dino": STEPS, "dino_bn": STEPS}
 
 
