@@ -87,8 +87,7 @@ def sinkhorn(scores: Tensor, epsilon: float, iterations: int) -> Tensor:
     Alternately gives every prototype the same share of the images and every image a sum of 1
     (Sinkhorn-Knopp, Eq. 3 to 5). On logarithms, so no score overflows, nor is a prototype lost.
     """
-    logs = scores.float() / epsilon
+    logs = scores / epsilon
     for _ in range(iterations):
-        logs = logs - logs.logsumexp(dim=0, keepdim=True)
-        logs = logs - logs.logsumexp(dim=1, keepdim=True)
+        logs = logs.log_softmax(dim=0).log_softmax(dim=1)
     return logs.exp()
