@@ -81,7 +81,7 @@ def total(values: Tensor) -> Tensor:
     """Sum of a tensor over all processes, without gradient."""
     if rank_and_size()[1] == 1:
         return values
-    summed = values.detach().clone()
+    summed = values.detach().clone(memory_format=torch.contiguous_format)
     dist.all_reduce(summed)
     return summed
 

@@ -1,5 +1,6 @@
 """What tells that a pre-training fails: a loss that is no number, embeddings that collapse."""
 
+import math
 from pathlib import Path
 
 import torch
@@ -12,8 +13,10 @@ from scdd.errors import RunError
 class Monitor:
     """Sums over the steps of an epoch, kept on the device so that no step waits for them."""
 
-    def __init__(self, cfg: SqueezeConfig, checkpoint: Path | None, device: torch.device) -> None:
-        self.cfg, self.checkpoint = cfg, checkpoint
+    def __init__(
+        self, cfg: SqueezeConfig, step_name: str, checkpoint: Path | None, device: torch.device
+    ) -> None:
+        self.cfg, self.step_name, self.checkpoint = cfg, step_name, checkpoint
         self.sums = torch.zeros(3, device=device)
         """Loss, spread, and how many steps they are of."""
         self.good = 0
@@ -32,18 +35,19 @@ class Monitor:
             RunError: saying what to change and where the last good state is.
         """
         loss, mean_spread, count = self.sums.tolist()
-        kept = f"; the state of step {self.good} is kept in {self.checkpoint}" if self.good else ""
+        name, lr = self.step_name, self.cfg.lr
+        then = f"and run again with --redo {name}"
+        if self.good:
+            then += f"; the state of step {self.good} is kept in {self.checkpoint}"
         finite = all(bool(p.isfinite().all()) for p in trained.parameters())
-        if not finite or loss - loss != 0:
-            raise RunError(
-                f"squeeze: the loss is {loss / count if finite else float('nan')} at step {step}; "
-                f"lower squeeze.lr (now {self.cfg.lr}) and run again with --redo squeeze{kept}"
-            )
+        if not finite or not math.isfinite(loss):
+            what = f"the loss is {loss / count}" if finite else "a weight is no number"
+            raise RunError(f"{name}: {what} at step {step}; lower {name}.lr (now {lr}) {then}")
         if mean_spread / count < self.cfg.collapse_below:
             raise RunError(
-                f"squeeze: the embeddings collapse to one point (spread {mean_spread / count:.3f} "
-                f"at step {step}, below squeeze.collapse_below = {self.cfg.collapse_below}); lower "
-                "squeeze.lr or change squeeze.objective, and run again with --redo squeeze" + kept
+                f"{name}: the embeddings collapse to one point (spread {mean_spread / count:.3f} "
+                f"at step {step}, below {name}.collapse_below = {self.cfg.collapse_below}); lower "
+                f"{name}.lr or change {name}.objective, {then}"
             )
 
     def close(self) -> dict[str, float]:

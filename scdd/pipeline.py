@@ -27,6 +27,7 @@ from scdd.steps import (
     run_recover,
     run_relabel,
     run_squeeze,
+    run_squeeze_labellers,
 )
 
 
@@ -50,6 +51,7 @@ class Step:
 
 SCDD = (
     Step("squeeze", run_squeeze, ("squeeze",), sharded=True),
+    Step("squeeze_labellers", run_squeeze_labellers, ("squeeze_labellers",), sharded=True),
     Step("probe", run_probe, ("probe",), ("squeeze",), ("teacher.safetensors",)),
     Step("recover", run_recover, ("recover", "ipc"), ("probe",), reads_images=False, sharded=True),
     Step(
@@ -105,7 +107,11 @@ TORN = ".*.tmp"
 
 def steps_of(cfg: RunConfig) -> tuple[Step, ...]:
     """The steps that a configuration asks for, in order."""
-    left_out = () if cfg.recover_real is not None else ("recover_real", "relabel_real")
+    left_out: tuple[str, ...] = ()
+    if cfg.recover_real is None:
+        left_out += ("recover_real", "relabel_real")
+    if not cfg.squeeze_labellers:
+        left_out += ("squeeze_labellers",)
     return tuple(
         replace(step, inputs=tuple(name for name in step.inputs if name not in left_out))
         for step in METHODS[cfg.method]

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from scdd.checkpoint import Checkpoint, fill, load_weights, save_weights
 from scdd.config.recover import RecoverConfig
 from scdd.config.run import RunConfig
+from scdd.config.squeeze import SqueezeConfig
 from scdd.datasets import Dataset, load_dataset
 from scdd.distilled import DistilledDataset, Header, ViewRecords, write_distilled
 from scdd.distributed import World
@@ -76,11 +77,10 @@ class Context:
         path = self.run.folder(step) / f"{shard or step}.checkpoint"
         return Checkpoint(path, self.cfg.checkpoint_minutes)
 
-    def shared_checkpoint(self, step: str) -> Checkpoint:
-        """As `checkpoint`, for a step that all ranks do together: one saves, all load."""
-        if self.world.leads:
-            return self.checkpoint(step)
-        return Checkpoint(self.checkpoint(step).path, math.inf)
+    def shared_checkpoint(self, step: str, shard: str = "") -> Checkpoint:
+        """As `checkpoint`, for what all ranks do together: one saves, all load."""
+        checkpoint = self.checkpoint(step, shard)
+        return checkpoint if self.world.leads else Checkpoint(checkpoint.path, math.inf)
 
     def network(self, step: str, file: str) -> tuple[nn.Module, dict[str, Any]]:
         """A network written by an earlier step, on the device, with what was recorded about it."""
@@ -97,47 +97,66 @@ class Context:
 
 def run_squeeze(context: Context, step: str) -> tuple[str, ...]:
     """images -> backbone.safetensors, beside it the kept epochs and what labels have taught."""
-    cfg, data, world = context.cfg, context.dataset, context.world
     check_later_steps(context.cfg, context.dataset)
-    checkpoint, folder = context.shared_checkpoint(step), context.run.folder(step)
-    if (folder / "backbone.safetensors").exists():  # Killed when all but the marker was written.
-        checkpoint.remove()
-        return _names(folder, "*.safetensors")
-    objective = squeeze(
-        cfg.squeeze,
-        data.train,
-        data.val,
-        data.image_size,
-        cfg.seed,
-        context.device,
-        checkpoint,
-        context.run.log if world.leads else lambda stage, **values: None,
-        lambda epoch, now: _write_squeezed(context, step, now, epoch, f"-epoch-{epoch:04d}"),
+    return _squeeze(context, step, context.cfg.squeeze, "", context.cfg.seed)
+
+
+def run_squeeze_labellers(context: Context, step: str) -> tuple[str, ...]:
+    """images -> ARCH/backbone.safetensors and so on, for each of several networks."""
+    seeds = [
+        generator(context.cfg.seed, step, number).initial_seed()
+        for number in range(len(context.cfg.squeeze_labellers))
+    ]
+    return tuple(
+        name
+        for cfg, seed in zip(context.cfg.squeeze_labellers, seeds, strict=True)
+        for name in _squeeze(context, step, cfg, cfg.arch, seed)
     )
-    if objective.forgetting is not None and world.leads:
-        save_weights(folder / "forgetting.safetensors", objective.forgetting, {})
-    _write_squeezed(context, step, objective, cfg.squeeze.epochs, "")
+
+
+def _squeeze(
+    context: Context, step: str, cfg: SqueezeConfig, subfolder: str, seed: int
+) -> tuple[str, ...]:
+    """Train one backbone into a subfolder of a step; return its files."""
+    data, world, target = context.dataset, context.world, context.run.folder(step) / subfolder
+    checkpoint = context.shared_checkpoint(step, subfolder)
+
+    def write(suffix: str, epoch: int, objective: Objective) -> None:
+        """The classifier and then the backbone as they are now."""
+        if not world.leads:
+            return
+        about = {**_about(objective.backbone), "objective": cfg.objective.name, "epoch": epoch}
+        if objective.classifier is not None:
+            head = objective.classifier.state_dict()
+            save_weights(target / f"classifier{suffix}.safetensors", head, about)
+        weights = objective.backbone.state_dict()
+        save_weights(target / f"backbone{suffix}.safetensors", weights, about)
+
+    if not (target / "backbone.safetensors").exists():  # Else only the marker was missing.
+        target.mkdir(exist_ok=True)
+        objective = squeeze(
+            cfg,
+            data.train,
+            data.val,
+            data.image_size,
+            seed,
+            context.device,
+            checkpoint,
+            partial(context.run.log, arch=cfg.arch) if world.leads else _no_log,
+            lambda epoch, now: write(f"-epoch-{epoch:04d}", epoch, now),
+            step,
+        )
+        if objective.forgetting is not None and world.leads:
+            save_weights(target / "forgetting.safetensors", objective.forgetting, {})
+        write("", cfg.epochs, objective)
     world.barrier()
     checkpoint.remove()
-    return _names(folder, "*.safetensors")
+    names = (path.relative_to(context.run.folder(step)) for path in target.glob("*.safetensors"))
+    return tuple(sorted(map(str, names)))
 
 
-def _write_squeezed(
-    context: Context, step: str, objective: Objective, epoch: int, suffix: str
-) -> None:
-    """Write the backbone as it is now, and first the classifier that was trained with it."""
-    if not context.world.leads:
-        return
-    backbone, folder = objective.backbone, context.run.folder(step)
-    about = {
-        **_about(backbone),
-        "objective": context.cfg.squeeze.objective.name,
-        "epoch": epoch,
-    }
-    if objective.classifier is not None:
-        head = objective.classifier.state_dict()
-        save_weights(folder / f"classifier{suffix}.safetensors", head, about)
-    save_weights(folder / f"backbone{suffix}.safetensors", backbone.state_dict(), about)
+def _no_log(stage: str, /, **values: Any) -> None:
+    """Ranks other than the first log nothing."""
 
 
 def run_probe(context: Context, step: str) -> tuple[str, ...]:
@@ -363,10 +382,6 @@ def _blocks(shards: Path) -> Iterator[tuple[ViewRecords, Tensor]]:
         tensors, about = load_weights(path)
         logits = tensors.pop("logits")
         yield ViewRecords(tuple(about["ops"]), tensors, about["padding"]), logits
-
-
-def _names(folder: Path, pattern: str) -> tuple[str, ...]:
-    return tuple(sorted(path.name for path in folder.glob(pattern)))
 
 
 def _finished(shards: Path) -> list[Path]:

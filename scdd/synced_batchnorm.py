@@ -22,7 +22,7 @@ class SyncedBatchNorm(_BatchNorm):
             return super().forward(input)
         assert self.running_mean is not None and self.running_var is not None
         assert self.momentum is not None and self.num_batches_tracked is not None
-        x = input.float()
+        x = input.to(torch.promote_types(input.dtype, torch.float32))
         size = rank_and_size()[1]
         axes = [axis for axis in range(x.ndim) if axis != 1]
         shape = [1, -1] + [1] * (x.ndim - 2)
@@ -55,8 +55,10 @@ def synced(module: nn.Module) -> nn.Module:
         twin = SyncedBatchNorm(
             module.num_features, module.eps, module.momentum, module.affine
         ).train(module.training)
-        twin.load_state_dict(module.state_dict())
-        return twin.to(next(module.buffers()).device)
+        # The tensors themselves: they bring their device, and whether they learn.
+        for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
+            setattr(twin, name, tensor)
+        return twin
     for name, child in module.named_children():
         setattr(module, name, synced(child))
     return module

@@ -31,6 +31,8 @@ class RunConfig(Section):
     """CPU threads; not given: as many as torch takes. Part of what makes a run repeatable."""
     dataset: DatasetConfig = DatasetConfig()
     squeeze: SqueezeConfig = SqueezeConfig()
+    squeeze_labellers: tuple[SqueezeConfig, ...] = ()
+    """More networks, pre-trained beside the backbone; one of each architecture."""
     probe: ProbeConfig = ProbeConfig()
     recover: RecoverConfig = RecoverConfig()
     relabel: RelabelConfig = RelabelConfig()
@@ -39,8 +41,17 @@ class RunConfig(Section):
     posttrain: PosttrainConfig = PosttrainConfig()
 
     @model_validator(mode="after")
+    def _labellers_differ(self) -> Self:
+        archs = [labeller.arch for labeller in self.squeeze_labellers]
+        twice = [arch for arch in archs if archs.count(arch) > 1]
+        if twice:
+            raise ValueError(f"squeeze_labellers: {twice[0]} stands there twice; name it once")
+        return self
+
+    @model_validator(mode="after")
     def _views_are_no_larger_than_the_images(self) -> Self:
-        largest = max(size or 0 for size in self.squeeze.view_sizes)
+        sections = (self.squeeze, *self.squeeze_labellers)
+        largest = max(size or 0 for section in sections for size in section.view_sizes)
         if largest > self.dataset.image_size:
             raise ValueError(
                 f"squeeze.views: a view of {largest} px cannot be cut from images of "

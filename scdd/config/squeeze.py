@@ -21,6 +21,8 @@ class SqueezeConfig(Section):
 
     arch: str = "resnet8x2"
     """Backbone; `scdd.models` lists the names."""
+    zero_init_residual: bool = False
+    """Start residual branches at zero, as MoCo v3 and Barlow Twins do on ImageNet."""
     objective: ObjectiveConfig = MocoV2Config()
     epochs: PositiveInt = 200
     batch: Annotated[int, Field(ge=2)] = 256

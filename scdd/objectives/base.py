@@ -1,5 +1,6 @@
 """The contract of a pre-training objective."""
 
+from abc import ABC, abstractmethod
 from typing import NamedTuple
 
 import torch
@@ -28,7 +29,7 @@ class Loss(NamedTuple):
     """[B, D]: L2-normalised outputs, detached; watched for collapse."""
 
 
-class Objective(nn.Module):
+class Objective(nn.Module, ABC):
     """A loss around a backbone, with whatever else it trains or remembers.
 
     Its state dict is all that a resumed run needs (queues, EMA weights, centres). Where several
@@ -38,13 +39,22 @@ class Objective(nn.Module):
 
     backbone: nn.Module
     """What squeeze keeps: [B, 3, S, S] to features [B, D]."""
-    classifier: nn.Linear | None = None
-    """A classifier that was trained on top of it, by labels."""
-    forgetting: dict[str, Tensor] | None = None
-    """Per training image [N]: how often it was forgotten, and whether it was ever learnt."""
 
+    # Properties, since a plain class attribute would hide a submodule of the same name.
+
+    @property
+    def classifier(self) -> nn.Linear | None:
+        """A classifier that was trained on top of the backbone, by labels."""
+        return None
+
+    @property
+    def forgetting(self) -> dict[str, Tensor] | None:
+        """Of each training image: forgetting events, int32 [N], and whether ever learnt, bool."""
+        return None
+
+    @abstractmethod
     def forward(self, batch: Batch) -> Loss:
-        raise NotImplementedError(f"{type(self).__name__} defines no loss")
+        """Return the loss of this process; what is remembered moves on."""
 
     def on_step_begin(self, epoch: float, epochs: int) -> None:
         """Set what depends on time: `epoch` is how many are done, in [0, epochs)."""

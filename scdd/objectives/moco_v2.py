@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from scdd.config.objectives import MocoV2Config
 from scdd.distributed import gather, own_rows, rank_and_size, total
 from scdd.objectives.base import Batch, Loss, Objective
+from scdd.objectives.ema import follow
 from scdd.synced_batchnorm import synced
 
 
@@ -42,7 +43,7 @@ class MocoV2(Objective):
         if self.cfg.symmetric:
             queries.append(self._query(view2))
         with torch.no_grad():
-            self._follow()
+            follow(self.key_encoder, [self.backbone, self.head], self.cfg.momentum)
             keys = [self._keys(view2, batch.generator)]
             if self.cfg.symmetric:
                 keys.append(self._keys(view1, batch.generator))
@@ -70,16 +71,12 @@ class MocoV2(Objective):
         return F.normalize(total(keys), dim=1)
 
     def _info_nce(self, query: Tensor, key: Tensor) -> Tensor:
-        positive = (query * key).sum(dim=1, keepdim=True)
-        negative = query @ self.queue.T
-        logits = torch.cat([positive, negative], dim=1) / self.cfg.temperature
-        return F.cross_entropy(logits, torch.zeros(len(query), dtype=torch.long, device=key.device))
-
-    @torch.no_grad()
-    def _follow(self) -> None:
-        online: list[Tensor] = [*self.backbone.parameters(), *self.head.parameters()]
-        slow: list[Tensor] = list(self.key_encoder.parameters())
-        torch._foreach_lerp_(slow, online, 1 - self.cfg.momentum)
+        with torch.autocast(query.device.type, enabled=False):
+            positive = (query * key).sum(dim=1, keepdim=True)
+            negative = query @ self.queue.T
+            logits = torch.cat([positive, negative], dim=1) / self.cfg.temperature
+            first = torch.zeros(len(query), dtype=torch.long, device=key.device)
+            return F.cross_entropy(logits, first)
 
     @torch.no_grad()
     def _enqueue(self, keys: Tensor) -> None:
