@@ -34,18 +34,21 @@ class Monitor:
         Raises:
             RunError: saying what to change and where the last good state is.
         """
-        loss, mean_spread, count = self.sums.tolist()
+        loss, _, count = self.sums.tolist()
         name, lr = self.step_name, self.cfg.lr
         then = f"and run again with --redo {name}"
         if self.good:
             then += f"; the state of step {self.good} is kept in {self.checkpoint}"
         finite = all(bool(p.isfinite().all()) for p in trained.parameters())
         if not finite or not math.isfinite(loss):
-            what = f"the loss is {loss / count}" if finite else "a weight is no number"
+            what = "a weight is no number" if math.isfinite(loss) else f"the loss is {loss / count}"
             raise RunError(f"{name}: {what} at step {step}; lower {name}.lr (now {lr}) {then}")
-        if mean_spread / count < self.cfg.collapse_below:
+        assert self._embedding is not None
+        # Of this step: the epoch's mean would let collapsed states be saved for a while.
+        now = spread(self._embedding).item()
+        if now < self.cfg.collapse_below:
             raise RunError(
-                f"{name}: the embeddings collapse to one point (spread {mean_spread / count:.3f} "
+                f"{name}: the embeddings collapse to one point (spread {now:.3f} "
                 f"at step {step}, below {name}.collapse_below = {self.cfg.collapse_below}); lower "
                 f"{name}.lr or change {name}.objective, {then}"
             )

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from scdd.augment.crops import chance, uniform
+from scdd.augment.crops import chance, resample, uniform
 from scdd.config.views import ViewConfig
 
 GREY = (0.299, 0.587, 0.114)
@@ -76,23 +76,33 @@ def colour(images: Tensor, draw: ColourDraw) -> Tensor:
 def colour_jitter(images: Tensor, draw: ColourDraw) -> Tensor:
     """Change brightness, contrast, saturation and hue, in a random order per sample.
 
-    Images are grouped by the place of the hue. The other three operations are one form,
-    `f * x + (1 - f) * base`, and are ordered per sample; so hue is computed once per image.
+    Images are sorted by the place of the hue, so that those whose hue turns now lie together. The
+    other three operations are one form, `f * x + (1 - f) * base`: in each of three rounds every
+    image gets the next of its own.
     """
-    groups = [(draw.hue_place == place).nonzero().flatten() for place in range(SPARED + 1)]
-    parts = []
-    for hue_place, rows in enumerate(groups):
-        x = images[rows.to(images.device)]
-        if hue_place != SPARED and len(rows) > 0:
-            x = _jittered(x, draw, rows, hue_place)
-        parts.append(x)
-    return torch.cat(parts)[torch.cat(groups).argsort().to(images.device)]
+    place, rows = draw.hue_place.sort(stable=True)
+    ends = [int((place < turn).sum()) for turn in range(SPARED + 1)]
+    rows = rows[: ends[-1]]
+    if len(rows) == 0:
+        return images
+    operation = draw.order[rows]
+    factor = draw.factors[rows].gather(1, operation)
+    to_mean, to_luma = ((1 - factor) * (operation == kind) for kind in (CONTRAST, SATURATION))
+    numbers = torch.cat([draw.shift[rows, None], factor, to_mean, to_luma], dim=1)
+    shift, *blends = numbers.to(images.device, images.dtype).unbind(dim=1)
+    index = rows.to(images.device)
+    x = images[index]
+    for turn in range(SPARED):
+        if turn > 0:
+            _blend_(x, *(each.view(-1, 1, 1, 1) for each in blends[turn - 1 :: 3]))
+        now = slice(ends[turn], ends[turn + 1])
+        x[now] = adjust_hue(x[now], shift[now])
+    return images.index_copy(0, index, x)
 
 
 def to_grey(images: Tensor) -> Tensor:
     """Luma (ITU-R 601) in all three channels."""
-    weights = torch.tensor(GREY, device=images.device, dtype=images.dtype).view(1, 3, 1, 1)
-    return (images * weights).sum(dim=1, keepdim=True).expand_as(images)
+    return _luma(images).expand_as(images)
 
 
 def solarise(images: Tensor) -> Tensor:
@@ -102,21 +112,23 @@ def solarise(images: Tensor) -> Tensor:
 
 def adjust_hue(images: Tensor, shift: Tensor) -> Tensor:
     """Turn the hue by `shift` [B] turns (through HSV), as torchvision's adjust_hue does."""
-    value, _ = images.max(dim=1)
-    low, _ = images.min(dim=1)
-    chroma = value - low
-    safe = torch.where(chroma == 0, torch.ones_like(chroma), chroma)
     red, green, blue = images.unbind(dim=1)
-    sector = torch.where(
+    value = torch.maximum(torch.maximum(red, green), blue)
+    low = torch.minimum(torch.minimum(red, green), blue)
+    chroma = value - low
+    # From -1 to 5 sixths of a turn, times chroma.
+    hue = torch.where(
         value == red,
-        (green - blue) / safe,
-        torch.where(value == green, 2 + (blue - red) / safe, 4 + (red - green) / safe),
+        green - blue,
+        torch.where(value == green, blue - red + 2 * chroma, red - green + 4 * chroma),
     )
-    sector = (sector + 6 * shift[:, None, None]) % 6
-    offsets = torch.tensor([5.0, 3.0, 1.0], device=images.device, dtype=images.dtype)
-    k = (sector.unsqueeze(1) + offsets.view(1, 3, 1, 1)) % 6
-    weight = torch.minimum(k, 4 - k).clamp(0, 1)
-    return (value - chroma * weight.transpose(0, 1)).transpose(0, 1)
+    hue = hue / (6 * chroma).clamp(min=torch.finfo(images.dtype).tiny)
+    hue = hue + shift.remainder(1)[:, None, None]
+    # Every channel is a wave over the hue, clipped to what the pixel spans.
+    offsets = torch.tensor([1, 2 / 3, 1 / 3], device=images.device, dtype=images.dtype)
+    wave = (hue.unsqueeze(1) + offsets.view(1, 3, 1, 1)).frac_().sub_(0.5).abs_()
+    low, value, chroma = low.unsqueeze(1), value.unsqueeze(1), chroma.unsqueeze(1)
+    return torch.addcmul(low - chroma, chroma, wave, value=6).clamp_(low, value)
 
 
 def gaussian_blur(images: Tensor, sigma: Tensor) -> Tensor:
@@ -126,7 +138,7 @@ def gaussian_blur(images: Tensor, sigma: Tensor) -> Tensor:
     weights = (weights / weights.sum(dim=1, keepdim=True)).to(images.dtype)
     rows = torch.einsum("bk,koi->boi", weights, _reflected_taps(images.shape[2], taps, weights))
     columns = torch.einsum("bk,koi->boi", weights, _reflected_taps(images.shape[3], taps, weights))
-    return rows[:, None] @ images @ columns[:, None].transpose(2, 3)
+    return resample(images, rows, columns)
 
 
 def _where(images: Tensor, chosen: Tensor, operation: Callable[[Tensor], Tensor]) -> Tensor:
@@ -137,28 +149,22 @@ def _where(images: Tensor, chosen: Tensor, operation: Callable[[Tensor], Tensor]
     return images.index_copy(0, rows, operation(images[rows]))
 
 
-def _jittered(images: Tensor, draw: ColourDraw, rows: Tensor, hue_place: int) -> Tensor:
-    """Jitter images whose draws are `rows` of `draw` and whose hue turns at `hue_place`."""
-    others = iter(range(3))
-    for place in range(SPARED):
-        if place == hue_place:
-            images = adjust_hue(images, draw.shift[rows].to(images.device))
-        else:
-            operation = draw.order[rows, next(others)]
-            factor = draw.factors[rows].gather(1, operation[:, None]).squeeze(1)
-            images = _blend(images, operation.to(images.device), factor.to(images.device))
-    return images
+def _luma(images: Tensor) -> Tensor:
+    """[B, 1, H, W] of [B, 3, H, W]."""
+    red, green, blue = images.split(1, dim=1)
+    return (GREY[0] * red).add_(green, alpha=GREY[1]).add_(blue, alpha=GREY[2])
 
 
-def _blend(images: Tensor, operation: Tensor, factor: Tensor) -> Tensor:
-    """Brightness, contrast or saturation of each image, as a blend with the base of that."""
-    grey = to_grey(images)[:, :1]
-    mean = grey.mean(dim=(2, 3), keepdim=True)
-    kind = operation.view(-1, 1, 1, 1)
-    base = torch.where(kind == CONTRAST, mean, torch.zeros_like(mean))
-    base = torch.where(kind == SATURATION, grey, base)
-    factor = factor.view(-1, 1, 1, 1).to(images.dtype)
-    return (factor * images + (1 - factor) * base).clamp(0, 1)
+def _blend_(images: Tensor, factor: Tensor, to_mean: Tensor, to_luma: Tensor) -> None:
+    """Brightness, contrast or saturation of each image, as a blend with the base of that.
+
+    The base is 0, the mean luma or the luma of the pixel; all weights are [B, 1, 1, 1].
+    """
+    luma = _luma(images)
+    # In two steps, as the sum of a lone large image would be split among threads: other rounding.
+    mean = luma.mean(dim=3, keepdim=True).mean(dim=2, keepdim=True)
+    base = to_luma * luma + to_mean * mean
+    torch.addcmul(base, images, factor, out=images).clamp_(0, 1)
 
 
 def _reflected_taps(extent: int, taps: Tensor, like: Tensor) -> Tensor:

@@ -77,14 +77,17 @@ def resized_crop(images: Tensor, boxes: Tensor, size: int, flip: Tensor | None =
         size: side of the result in pixels.
         flip: bool [B] or [1]; these results are mirrored left to right.
     """
-    count, channels, height, width = images.shape
+    height, width = images.shape[2:]
     boxes = boxes.to(images.device)
     rows = _interpolation(boxes[:, 0], boxes[:, 2], height, size, None).to(images.dtype)
     columns = _interpolation(boxes[:, 1], boxes[:, 3], width, size, flip).to(images.dtype)
-    across = images.reshape(count, channels * height, width) @ columns.transpose(1, 2)
-    across = across.view(count, channels, height, size).transpose(2, 3)
-    down = across.reshape(count, channels * size, height) @ rows.transpose(1, 2)
-    return down.view(count, channels, size, size).transpose(2, 3)
+    return resample(images, rows, columns)
+
+
+def resample(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Linear maps of rows [B, h, H] and columns [B, w, W] of images [B, C, H, W]: [B, C, h, w]."""
+    across = images.flatten(1, 2) @ columns.transpose(1, 2)
+    return rows[:, None] @ across.unflatten(1, images.shape[1:3])
 
 
 def _centred_boxes(height: Tensor, width: Tensor, ratio: tuple[float, float]) -> Tensor:

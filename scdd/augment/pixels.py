@@ -8,7 +8,8 @@ def normalise(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -
     """Turn [0, 1] values into (value - mean) / std per channel."""
     shape = (1, -1, 1, 1)
     low = torch.tensor(mean, device=images.device, dtype=images.dtype).view(shape)
-    return (images - low) / torch.tensor(std, device=images.device, dtype=images.dtype).view(shape)
+    scale = torch.tensor(std, device=images.device, dtype=images.dtype).view(shape)
+    return (images - low).div_(scale)
 
 
 def denormalise(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:

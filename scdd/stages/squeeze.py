@@ -90,16 +90,17 @@ def squeeze(
             step += 1
             done, left = divmod(step, steps_per_epoch)
             bar.advance(note=f"epoch {int(epoch) + 1}/{cfg.epochs}")
-            if left == 0:
+            save = checkpoint.due
+            if left == 0 or save:
                 monitor.check(step, objective)
+            if left == 0:
                 entry: dict[str, Any] = {"epoch": done, "step": step, **monitor.close()}
                 if cfg.knn_every and (done % cfg.knn_every == 0 or step == total):
                     entry["knn_top1"] = _knn_top1(cfg, objective.backbone, train, val, device)
                 log(step_name, **entry)
                 if done in cfg.keep_epochs:
                     keep(done, objective)
-            if checkpoint.due:
-                monitor.check(step, objective)
+            if save:
                 checkpoint.save(_state(step, objective, optimizer, monitor))
                 monitor.good = step
     return objective
