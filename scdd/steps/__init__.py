@@ -1,0 +1,26 @@
+"""The steps of a run: each reads files of earlier steps, calls a stage, writes its own files.
+
+Long steps work in shards (a batch of images, a range of views, a student), each written whole, and
+go on after a kill with the first shard that is missing.
+"""
+
+from scdd.steps.context import Arm, Context, check_later_steps
+from scdd.steps.posttrain import run_posttrain, student_seed
+from scdd.steps.probe import run_probe
+from scdd.steps.recover import run_recover
+from scdd.steps.relabel import run_baseline, run_relabel
+from scdd.steps.squeeze import run_squeeze, run_squeeze_labellers
+
+__all__ = [
+    "Arm",
+    "Context",
+    "check_later_steps",
+    "run_baseline",
+    "run_posttrain",
+    "run_probe",
+    "run_recover",
+    "run_relabel",
+    "run_squeeze",
+    "run_squeeze_labellers",
+    "student_seed",
+]

@@ -1,0 +1,101 @@
+"""Step squeeze: images to backbone.safetensors."""
+
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+
+from scdd.checkpoint import save_weights
+from scdd.config.dataset import DatasetConfig
+from scdd.config.squeeze import SqueezeConfig
+from scdd.datasets import Dataset
+from scdd.foreign.load import squeezed_from
+from scdd.objectives import Objective
+from scdd.progress import say
+from scdd.seeding import generator
+from scdd.stages.squeeze import squeeze
+from scdd.steps.context import Context, about_network, check_later_steps
+
+
+def run_squeeze(context: Context, step: str) -> tuple[str, ...]:
+    """images -> backbone.safetensors, beside it the kept epochs and what labels have taught."""
+    check_later_steps(context.cfg, context.dataset)
+    cfg, images = context.cfg, context.cfg.squeeze_dataset or context.cfg.dataset
+    return _squeeze(context, step, cfg.squeeze, images, context.squeeze_dataset, "", cfg.seed)
+
+
+def run_squeeze_labellers(context: Context, step: str) -> tuple[str, ...]:
+    """images -> ARCH/backbone.safetensors and so on, for each of several networks."""
+    names: tuple[str, ...] = ()
+    for number, cfg in enumerate(context.cfg.squeeze_labellers):
+        seed = generator(context.cfg.seed, step, number).initial_seed()
+        images = context.cfg.dataset
+        names += _squeeze(context, step, cfg, images, context.dataset, cfg.arch, seed)
+    return names
+
+
+def _squeeze(
+    context: Context,
+    step: str,
+    cfg: SqueezeConfig,
+    images: DatasetConfig,
+    data: Dataset,
+    subfolder: str,
+    seed: int,
+) -> tuple[str, ...]:
+    """Train or load one backbone into a subfolder of a step; return its files."""
+    target = context.run.folder(step) / subfolder
+    checkpoint = context.shared_checkpoint(step, subfolder)
+
+    def write(
+        suffix: str, backbone: nn.Module, head: dict[str, Tensor] | None, **about: Any
+    ) -> None:
+        """The classifier and then the backbone as they are now."""
+        if not context.world.leads:
+            return
+        about |= {**about_network(backbone), "mean": data.mean, "std": data.std}
+        if head is not None:
+            classes = {"classes": data.classes}
+            save_weights(target / f"classifier{suffix}.safetensors", head, about | classes)
+        save_weights(target / f"backbone{suffix}.safetensors", backbone.state_dict(), about)
+
+    def write_trained(suffix: str, epoch: int, now: Objective) -> None:
+        head = now.classifier.state_dict() if now.classifier is not None else None
+        write(suffix, now.backbone, head, objective=cfg.objective.name, epoch=epoch)
+
+    if (target / "backbone.safetensors").exists():  # Killed when all but the marker was written.
+        pass
+    elif cfg.checkpoint is not None:
+        target.mkdir(exist_ok=True)
+        loaded = squeezed_from(
+            cfg.checkpoint, cfg.arch, data.image_size, images.mean, images.std, len(data.classes)
+        )
+        for line in loaded.report.lines():
+            say(f"  {line}")
+        head = dict(zip(("weight", "bias"), loaded.head, strict=True)) if loaded.head else None
+        write("", loaded.backbone, head, objective=loaded.objective, epoch=loaded.epoch)
+    else:
+        target.mkdir(exist_ok=True)
+        objective = squeeze(
+            cfg,
+            data.train,
+            data.val,
+            data.image_size,
+            seed,
+            context.device,
+            checkpoint,
+            partial(context.run.log, arch=cfg.arch) if context.world.leads else _no_log,
+            lambda epoch, now: write_trained(f"-epoch-{epoch:04d}", epoch, now),
+            step,
+        )
+        if objective.forgetting is not None and context.world.leads:
+            save_weights(target / "forgetting.safetensors", objective.forgetting, {})
+        write_trained("", cfg.epochs, objective)
+    context.world.barrier()
+    checkpoint.remove()
+    names = (path.relative_to(context.run.folder(step)) for path in target.glob("*.safetensors"))
+    return tuple(sorted(map(str, names)))
+
+
+def _no_log(stage: str, /, **values: Any) -> None:
+    """Ranks other than the first log nothing."""
