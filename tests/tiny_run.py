@@ -29,7 +29,7 @@ SETTINGS = {
     "squeeze.arch": "resnet8",
     "squeeze.epochs": 2,
     "squeeze.batch": 32,
-    "squeeze.objective.queue": 128,
+    "squeeze.objective.queue": 96,
     "ipc": 2,
     # Two batches, so that there is something between the first shard and the last.
     "recover.batch": 10,

@@ -55,7 +55,9 @@ def squeeze(
         objective = create_objective(cfg, image_size, len(train.classes), len(train))
     objective.to(device).train()
     if cfg.compile:
-        objective.backbone.compile()
+        for network in objective.modules():
+            if hasattr(network, "arch"):  # The backbone, and what follows it.
+                network.compile()
     optimizer = make_optimizer(objective, cfg, decay_all=cfg.decay == "all")
     monitor = Monitor(cfg, step_name, checkpoint.path, device)
     step = _restore(checkpoint, objective, optimizer, monitor)
