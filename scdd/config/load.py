@@ -209,24 +209,35 @@ def _entry(place: Any, name: str, override: str) -> Any:
 
 def _sentence(error: ValidationError) -> str:
     first = error.errors()[0]
-    location, section = _located(first["loc"])
-    key = ".".join(location)
-    if first["type"] == "extra_forbidden":
+    location, sections = _located(first["loc"])
+    key, kind, found = ".".join(location), first["type"], first["input"]
+    if kind == "extra_forbidden":
         *parents, name = location
-        known = list(section.model_fields)
+        known = list(sections[0].model_fields)
         inside = f"{'.'.join(parents)}: " if parents else ""
         return (
             f"{inside}unknown key '{name}'{_did_you_mean(name, known)}; known: {', '.join(known)}"
         )
+    if kind == "union_tag_invalid":
+        names, name = [_name_of(section) for section in sections], first["ctx"]["tag"]
+        return (
+            f"{key}: unknown name '{name}'{_did_you_mean(name, names)}; known: {', '.join(names)}"
+        )
+    if kind == "union_tag_not_found":
+        return f"{key}: wants a name, such as {{name: {_name_of(sections[0])}}}, found {found!r}"
+    if kind == "model_type":
+        return f"{key}: wants a section of settings, found {found!r}"
     message = first["msg"].removeprefix("Value error, ")
-    message = message[:1].lower() + message[1:]
-    if first["type"] == "value_error":
-        return f"{key}: {message}" if key else message
-    return f"{key}: {message}, found {first['input']!r}"
+    message = (message[:1].lower() + message[1:]).replace("tuple", "list")
+    if kind == "value_error":
+        # A section says itself which of its keys it means.
+        joint = "." if message.split(":")[0] in sections[0].model_fields else ": "
+        return f"{key}{joint}{message}" if key else message
+    return f"{key}: {message}, found {found!r}"
 
 
-def _located(location: Sequence[int | str]) -> tuple[list[str], type[BaseModel]]:
-    """The key as the user wrote it, and the section that it stands in.
+def _located(location: Sequence[int | str]) -> tuple[list[str], list[type[BaseModel]]]:
+    """The key as the user wrote it, and the section that it stands in, or those that may.
 
     Where one of several sections may stand, pydantic adds the name of the one that does.
     """
@@ -234,12 +245,17 @@ def _located(location: Sequence[int | str]) -> tuple[list[str], type[BaseModel]]
     sections: list[type[BaseModel]] = [RunConfig]
     for part in location:
         if len(sections) > 1:
-            sections = [s for s in sections if s.model_fields["name"].default == part]
+            sections = [section for section in sections if _name_of(section) == part]
             continue
         written.append(str(part))
         if part in sections[0].model_fields:
             sections = _sections(sections[0].model_fields[str(part)].annotation) or sections
-    return written, sections[0]
+    return written, sections
+
+
+def _name_of(section: type[BaseModel]) -> str:
+    """What tells a section from the others that may stand in its place."""
+    return section.model_fields["name"].default
 
 
 def _sections(annotation: Any) -> list[type[BaseModel]]:

@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from pydantic import Field, NonNegativeFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat
 
 from scdd.config.section import Probability, Range, Section, Shares
 
@@ -10,7 +10,7 @@ from scdd.config.section import Probability, Range, Section, Shares
 class ViewConfig(Section):
     """One kind of random view of an image; every draw is per sample."""
 
-    count: PositiveInt = 1
+    count: Annotated[int, Field(ge=1, le=100)] = 1
     """Views of this kind; 2 where both are drawn alike, 6 for the local crops of multi-crop."""
     size: Annotated[int, Field(ge=8)] | None = None
     """Side in pixels; that of the images if not given."""

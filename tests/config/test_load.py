@@ -2,7 +2,7 @@
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import yaml
@@ -19,8 +19,11 @@ from scdd.config.load import (
     read_run_config,
     read_yaml,
 )
+from scdd.config.objectives import DinoConfig, MocoV2Config, SupervisedConfig, SwavConfig
 from scdd.config.posttrain import PosttrainConfig
 from scdd.config.run import RunConfig
+from scdd.config.squeeze import SqueezeConfig
+from scdd.config.views import ViewConfig
 from scdd.errors import ConfigError
 
 
@@ -50,14 +53,18 @@ def numeric_fields(model: BaseModel, prefix: str = "") -> dict[str, int | float]
         value = getattr(model, name)
         if isinstance(value, BaseModel):
             found |= numeric_fields(value, f"{prefix}{name}.")
+        elif isinstance(value, tuple):
+            for number, item in enumerate(value):
+                if isinstance(item, BaseModel):
+                    found |= numeric_fields(item, f"{prefix}{name}.{number}.")
         elif isinstance(value, int | float) and not isinstance(value, bool):
             found[prefix + name] = value
     return found
 
 
-def at(config: BaseModel, key: str) -> Any:
+def at(config: Any, key: str) -> Any:
     for name in key.split("."):
-        config = getattr(config, name)
+        config = config[int(name)] if isinstance(config, tuple) else getattr(config, name)
     return config
 
 
@@ -105,12 +112,12 @@ def test_a_preset_wins_over_a_file_of_the_same_name(tmp_path, monkeypatch):
         ("ipc: 0", "my.yaml: ipc: input should be greater than 0, found 0"),
         ("ipc: 1.5", "my.yaml: ipc: input should be a valid integer"),
         ("recover: {lr: [1]}", "my.yaml: recover.lr: input should be a valid number, found [1]"),
-        ("recover: 5", "my.yaml: recover: input should be a valid dictionary"),
-        ("recover:", "my.yaml: recover: input should be a valid dictionary"),
+        ("recover: 5", "my.yaml: recover: wants a section of settings, found 5"),
+        ("recover:", "my.yaml: recover: wants a section of settings, found None"),
         ("recover: {crop: zoom}", "my.yaml: recover.crop: input should be 'none', 'batch' or"),
         ("recover: {betas: [0.5, 2]}", "my.yaml: recover.betas.1: input should be less than or"),
         ("recover: {betas: [0.5]}", "my.yaml: recover.betas"),
-        ("posttrain: {labels: []}", "my.yaml: posttrain.labels: tuple should have at least 1"),
+        ("posttrain: {labels: []}", "my.yaml: posttrain.labels: list should have at least 1"),
         ("method: magic", "my.yaml: method: input should be 'scdd', found 'magic'"),
         ("1: 2", "my.yaml: 1: keys should be strings"),
         ("summary: 2024-01-01", "my.yaml: summary: input should be a valid string"),
@@ -221,7 +228,7 @@ def test_set_null_takes_an_optional_section_or_value_away():
         ),
         ("a.b.c=1", "--set a.b.c=1: unknown key 'a'; known: summary, "),
         ("seed=-1", "--set seed=-1: seed: input should be greater than or equal to 0, found -1"),
-        ("probe.l2=1e-3", "--set probe.l2=1e-3: probe.l2: input should be a valid tuple"),
+        ("probe.l2=1e-3", "--set probe.l2=1e-3: probe.l2: input should be a valid list"),
     ],
 )
 def test_a_wrong_override_is_quoted(override: str, sentence: str):
@@ -271,9 +278,12 @@ def test_any_numeric_override_survives_a_round_trip_through_yaml(tmp_path_factor
     try:
         changed = load_config(None, [f"{key}={value}"])
     except ConfigError as error:
-        own = f"{key}: input should be "
-        between_keys = "squeeze: objective.queue is "
-        allowed = tuple(f"--set {key}={value}: {start}" for start in (own, between_keys))
+        between_keys = (
+            "squeeze: objective.queue is ",
+            "squeeze.views: moco_v2 wants 2 of an image",
+        )
+        starts = (f"{key}: input should be ", *between_keys)
+        allowed = tuple(f"--set {key}={value}: {start}" for start in starts)
         assert str(error).startswith(allowed)
         return
     assert at(changed, key) == value
@@ -300,13 +310,13 @@ def test_no_number_takes_infinity_or_a_truth_value(value: str):
 
 @pytest.mark.parametrize("value", ["[1.0, 0.3]", "[-1, 1]", "[0, 0]"])
 def test_a_range_is_positive_and_in_order(value: str):
-    sections = ("squeeze.augment", "probe", "recover", "relabel")
-    for key in [f"{section}.crop_scale" for section in sections] + ["squeeze.augment.blur_sigma"]:
+    sections = ("squeeze.views.0", "probe", "recover", "relabel")
+    for key in [f"{section}.crop_scale" for section in sections] + ["squeeze.views.0.blur_sigma"]:
         assert refusal(None, [f"{key}={value}"]).startswith(f"--set {key}={value}: {key}: ")
 
 
 def test_a_crop_is_no_larger_than_the_image():
-    for section in ("squeeze.augment", "probe", "recover", "relabel"):
+    for section in ("squeeze.views.0", "probe", "recover", "relabel"):
         refusal(None, [f"{section}.crop_scale=[0.5, 1.5]"])
 
 
@@ -320,13 +330,14 @@ def test_a_key_that_stands_twice_in_a_file_is_refused(write):
 
 
 def models(model: type[BaseModel]) -> set[type[BaseModel]]:
-    """A model and all models in its fields."""
+    """A model and all models in its fields, however deep in unions and lists."""
     found = {model}
-    for field in model.model_fields.values():
-        parts = [field.annotation, *getattr(field.annotation, "__args__", ())]
-        for part in parts:
-            if isinstance(part, type) and issubclass(part, BaseModel):
-                found |= models(part)
+    parts: list[Any] = [field.annotation for field in model.model_fields.values()]
+    while parts:
+        part = parts.pop()
+        if isinstance(part, type) and issubclass(part, BaseModel):
+            found |= models(part)
+        parts += get_args(part)
     return found
 
 
@@ -340,7 +351,177 @@ def test_every_section_is_frozen_and_knows_no_other_keys(model: type[BaseModel])
 
 
 def test_all_sections_are_found():
-    assert len(models(RunConfig)) >= 9
+    found = models(RunConfig)
+    assert {MocoV2Config, DinoConfig, SupervisedConfig, ViewConfig, SqueezeConfig} <= found
+    assert len(found) >= 15
+
+
+# Views and objectives
+
+
+def test_set_reaches_into_a_list():
+    base = load_config(None)
+    changed = load_config(None, ["squeeze.views.0.blur=0.5", "squeeze.views.0.crop_scale.0=0.3"])
+    assert changed.squeeze.views[0].blur == 0.5 and changed.squeeze.views[0].count == 2
+    assert changed.squeeze.views[0].crop_scale == (0.3, base.squeeze.views[0].crop_scale[1])
+    assert changed.squeeze.views[0].flip == base.squeeze.views[0].flip
+    whole = load_config(None, ["squeeze.views=[{count: 1, blur: 1}, {solarise: 0.2}]"])
+    assert [(v.count, v.blur, v.solarise) for v in whole.squeeze.views] == [(1, 1, 0), (1, 0, 0.2)]
+    entry = load_config(None, ["squeeze.views.0={count: 2}"]).squeeze.views
+    assert entry == (ViewConfig(count=2),)
+
+
+@pytest.mark.parametrize("place", ["1", "x", "-1", "01", "1.5", "\u00b2", ""])
+def test_a_place_that_a_list_does_not_have_is_refused(place: str):
+    for key in (f"squeeze.views.{place}", f"squeeze.views.{place}.blur"):
+        name = place.split(".")[0]
+        assert refusal(None, [f"{key}=0.5"]) == (
+            f"--set {key}=0.5: '{name}' is no entry of a list of 1; entries count from 0"
+        )
+
+
+def test_an_objective_is_chosen_by_its_name_and_starts_from_its_own_defaults(write):
+    for config in (
+        load_config(None, ["squeeze.objective={name: swav}"]),
+        load_config(write("squeeze: {objective: {name: swav}}")),
+    ):
+        assert config.squeeze.objective == SwavConfig()
+    several = ["squeeze.objective={name: dino}", "squeeze.objective.dim=512"]
+    assert load_config(None, several).squeeze.objective == DinoConfig(dim=512)
+    unnamed = load_config(write("squeeze: {objective: {dim: 64}}")).squeeze.objective
+    assert unnamed == MocoV2Config(dim=64)
+
+
+OBJECTIVES = "moco_v2, moco_v3, swav, dino, barlow_twins, supervised"
+
+
+@pytest.mark.parametrize(
+    ("squeeze", "sentence"),
+    [
+        # Keys of the section that the name chooses, without pydantic's tag.
+        (
+            "objective: {queue: x}",
+            "squeeze.objective.queue: input should be a valid integer, unable to parse string as "
+            "an integer, found 'x'",
+        ),
+        (
+            "objective: {name: swav, queue: -1}",
+            "squeeze.objective.queue: input should be greater than or equal to 0, found -1",
+        ),
+        (
+            "objective: {name: swav, queu: 1}",
+            "squeeze.objective: unknown key 'queu', did you mean 'queue'?; known: name, dim, "
+            "hidden, prototypes, temperature, epsilon, sinkhorn_iterations, queue, "
+            "queue_from_epoch, freeze_epochs",
+        ),
+        (
+            "objective: {name: swa}",
+            f"squeeze.objective: unknown name 'swa', did you mean 'swav'?; known: {OBJECTIVES}",
+        ),
+        ("objective: {name: 5}", f"squeeze.objective: unknown name '5'; known: {OBJECTIVES}"),
+        (
+            "objective: swav",
+            "squeeze.objective: wants a name, such as {name: moco_v2}, found 'swav'",
+        ),
+        (
+            "objective: {name: null}",
+            "squeeze.objective: wants a name, such as {name: moco_v2}, found {'name': None}",
+        ),
+        (
+            "views: [{count: 2, blr: 0.5}]",
+            "squeeze.views.0: unknown key 'blr', did you mean 'blur'?; known: count, size, "
+            "crop_scale, flip, jitter, brightness, contrast, saturation, hue, grey, blur, "
+            "blur_sigma, solarise",
+        ),
+        (
+            "views: [{count: 2, blur: 2}]",
+            "squeeze.views.0.blur: input should be less than or equal to 1, found 2",
+        ),
+        ("views: [3]", "squeeze.views.0: wants a section of settings, found 3"),
+        ("views: {count: 2}", "squeeze.views: input should be a valid list, found {'count': 2}"),
+        (
+            "views: []",
+            "squeeze.views: list should have at least 1 item after validation, not 0, found []",
+        ),
+        # What the views of an objective must be.
+        (
+            "views: [{count: 1}, {count: 2}]",
+            "squeeze.views: moco_v2 wants 2 of an image, but views make 3; change their count",
+        ),
+        (
+            "views: [{}]",
+            "squeeze.views: moco_v2 wants 2 of an image, but views make 1; change their count",
+        ),
+        (
+            "{objective: {name: swav}, views: [{}]}",
+            "squeeze.views: swav wants at least 2 of an image, but views make 1; change their "
+            "count",
+        ),
+        (
+            "objective: {name: supervised}",
+            "squeeze.views: supervised wants 1 of an image, but views make 2; change their count",
+        ),
+        (
+            "{objective: {name: dino}, views: [{size: 16}, {count: 6, size: 8}]}",
+            "squeeze.views: the first two are the global ones and need the same size",
+        ),
+        (
+            "{objective: {name: dino}, views: [{size: 16}, {size: 8}]}",
+            "squeeze.views: the first two are the global ones and need the same size",
+        ),
+        # Numbers that need each other.
+        (
+            "{batch: 64, objective: {queue: 127}}",
+            "squeeze: objective.queue is 127, but a step makes 128 keys; choose a queue of at "
+            "least 128, or a smaller batch",
+        ),
+        (
+            "{epochs: 10, keep_epochs: [3, 11]}",
+            "squeeze: keep_epochs names epoch 11, but there are 10",
+        ),
+    ],
+)
+def test_a_squeeze_that_cannot_be_is_told_which_key_and_why(squeeze: str, sentence: str, write):
+    section = squeeze if squeeze.startswith("{") else f"{{{squeeze}}}"
+    assert refusal(write(f"squeeze: {section}")) == f"my.yaml: {sentence}"
+
+
+def test_what_an_objective_wants_of_its_views_can_be_given():
+    pair = "squeeze.views=[{count: 2}, {count: 6, size: 8}]"
+    for name in ("swav", "dino"):
+        sizes = load_config(None, [f"squeeze.objective={{name: {name}}}", pair]).squeeze.view_sizes
+        assert sizes == (None, None, 8, 8, 8, 8, 8, 8)
+    one = ["squeeze.objective={name: supervised}", "squeeze.views.0.count=1"]
+    assert load_config(None, one).squeeze.view_sizes == (None,)
+    odd = ["squeeze.views=[{size: 12}, {size: 12, blur: 1}]"]
+    assert load_config(None, odd).squeeze.view_sizes == (12, 12)
+    kept = load_config(None, ["squeeze.epochs=10", "squeeze.keep_epochs=[3, 10]"]).squeeze
+    assert kept.keep_epochs == (3, 10)
+
+
+def test_a_view_is_no_larger_than_the_image(write):
+    sentence = (
+        "squeeze.views: a view of 17 px cannot be cut from images of 16 px; lower its size or "
+        "raise dataset.image_size"
+    )
+    assert (
+        refusal(None, ["squeeze.views.0.size=17"]) == f"--set squeeze.views.0.size=17: {sentence}"
+    )
+    text = "dataset: {image_size: 16}\nsqueeze: {views: [{count: 2, size: 17}]}"
+    assert refusal(write(text)) == f"my.yaml: {sentence}"
+    larger = ["squeeze.views.0.size=17", "dataset.image_size=17"]
+    for overrides in (larger, larger[::-1]):
+        assert load_config(None, overrides).squeeze.view_sizes == (17, 17)
+    refusal(None, ["squeeze.views.0.size=7"])
+
+
+def test_a_section_in_a_list_is_located_as_one_elsewhere():
+    assert refusal(
+        None, ["squeeze_labellers=[{}, {arch: resnet8, objective: {queu: 5}}]"]
+    ).startswith(
+        "--set squeeze_labellers=[{}, {arch: resnet8, objective: {queu: 5}}]: "
+        "squeeze_labellers.1.objective: unknown key 'queu', did you mean 'queue'?; known: name, "
+    )
 
 
 def test_a_folder_without_a_configuration_is_no_run(tmp_path: Path):

@@ -8,6 +8,7 @@ import yaml
 from scdd.config.load import load_config, preset_names, presets_dir
 from scdd.config.recover import RecoverConfig
 from scdd.config.run import RunConfig
+from scdd.config.squeeze import SqueezeConfig
 from scdd.models import create_model, list_models
 
 # MoCo v2 on small images: the authors' CIFAR notebook, which Tables 14 and 15 point to.
@@ -29,17 +30,20 @@ CIFAR_SQUEEZE: dict[str, Any] = {
     "lr": 0.06,
     "momentum": 0.9,
     "weight_decay": 5e-4,
-    "augment": {
-        "crop_scale": [0.08, 1.0],
-        "flip": 0.5,
-        "jitter": 0.8,
-        "brightness": 0.4,
-        "contrast": 0.4,
-        "saturation": 0.4,
-        "hue": 0.1,
-        "grey": 0.2,
-        "blur": 0.0,
-    },
+    "views": [
+        {
+            "count": 2,
+            "crop_scale": [0.08, 1.0],
+            "flip": 0.5,
+            "jitter": 0.8,
+            "brightness": 0.4,
+            "contrast": 0.4,
+            "saturation": 0.4,
+            "hue": 0.1,
+            "grey": 0.2,
+            "blur": 0.0,
+        }
+    ],
     "knn_k": 200,
     "knn_temperature": 0.1,
 }
@@ -192,18 +196,21 @@ PUBLISHED: dict[str, dict[str, Any]] = {
             "lr": 0.03,
             "momentum": 0.9,
             "weight_decay": 1e-4,
-            "augment": {
-                "crop_scale": [0.2, 1.0],
-                "flip": 0.5,
-                "jitter": 0.8,
-                "brightness": 0.4,
-                "contrast": 0.4,
-                "saturation": 0.4,
-                "hue": 0.1,
-                "grey": 0.2,
-                "blur": 0.5,
-                "blur_sigma": [0.1, 2.0],
-            },
+            "views": [
+                {
+                    "count": 2,
+                    "crop_scale": [0.2, 1.0],
+                    "flip": 0.5,
+                    "jitter": 0.8,
+                    "brightness": 0.4,
+                    "contrast": 0.4,
+                    "saturation": 0.4,
+                    "hue": 0.1,
+                    "grey": 0.2,
+                    "blur": 0.5,
+                    "blur_sigma": [0.1, 2.0],
+                }
+            ],
             "knn_every": 0,
         },
         "recover": {
@@ -257,13 +264,16 @@ TUNED: dict[str, dict[str, Any]] = {
             "optimizer": "adamw",
             "lr": 2e-3,
             "warmup_epochs": 2,
-            "augment": {
-                "crop_scale": [0.5, 1.0],
-                "flip": 0.0,
-                "saturation": 0.0,
-                "hue": 0.0,
-                "grey": 0.0,
-            },
+            "views": [
+                {
+                    "count": 2,
+                    "crop_scale": [0.5, 1.0],
+                    "flip": 0.0,
+                    "saturation": 0.0,
+                    "hue": 0.0,
+                    "grey": 0.0,
+                }
+            ],
         },
         "probe": {"crop_scale": [0.3, 1.0], "flip": False},
         "recover": {
@@ -319,7 +329,7 @@ TUNED: dict[str, dict[str, Any]] = {
             "lr": 2e-3,
             "weight_decay": 1e-4,
             "warmup_epochs": 1,
-            "augment": {"crop_scale": [0.2, 1.0]},
+            "views": [{"count": 2, "crop_scale": [0.2, 1.0]}],
             "knn_every": 4,
         },
         "probe": {"crops": 2, "crop_scale": [0.3, 1.0]},
@@ -359,9 +369,13 @@ PRESETS = PUBLISHED | TUNED
 
 
 def leaves(value: Any, prefix: str = "") -> dict[str, Any]:
-    """Settings by dotted key; sequences as lists."""
+    """Settings by dotted key; sequences of values as lists, of sections by number."""
+    if isinstance(value, list | tuple):
+        if not any(isinstance(item, dict) for item in value):
+            return {prefix: list(value)}
+        value = dict(enumerate(value))
     if not isinstance(value, dict):
-        return {prefix: list(value) if isinstance(value, tuple) else value}
+        return {prefix: value}
     found: dict[str, Any] = {}
     for key, item in value.items():
         found |= leaves(item, f"{prefix}.{key}" if prefix else key)
@@ -426,7 +440,7 @@ def test_the_default_preset_needs_no_files_and_flips_no_digit():
     assert config.dataset.name == "digits" and config.dataset.root is None
     assert config.method == "scdd" and config.recipe == "custom" and config.ipc == 10
     flips = (
-        config.squeeze.augment.flip,
+        *(view.flip for view in config.squeeze.views),
         config.probe.flip,
         config.recover.flip,
         config.relabel.flip,
@@ -441,3 +455,16 @@ def test_the_defaults_of_recover_are_the_released_code_on_imagenet():
     assert (cfg.iterations, cfg.lr, cfg.alpha) == (1000, 0.1, 0.01)
     assert (cfg.betas, cfg.weight_decay, cfg.first_bn_multiplier) == ((0.5, 0.9), 0.0, 10.0)
     assert (cfg.crop, cfg.crop_scale, cfg.flip) == ("batch", (0.08, 1.0), True)
+
+
+def test_the_defaults_of_squeeze_are_those_of_moco_where_the_presets_are_silent():
+    cfg = SqueezeConfig()
+    assert (cfg.optimizer, cfg.lr, cfg.final_lr, cfg.momentum) == ("sgd", 0.03, 0.0, 0.9)
+    assert (cfg.weight_decay, cfg.decay, cfg.clip, cfg.warmup_epochs) == (1e-4, "all", 0.0, 0)
+    assert (cfg.keep_epochs, cfg.precision, cfg.compile) == ((), "auto", False)
+    assert (cfg.zero_init_residual, cfg.collapse_below) == (False, 0.02)
+    (view,) = cfg.views
+    assert (view.count, view.size, view.crop_scale, view.flip) == (2, None, (0.2, 1.0), 0.5)
+    assert (view.jitter, view.brightness, view.contrast) == (0.8, 0.4, 0.4)
+    assert (view.saturation, view.hue, view.grey) == (0.4, 0.1, 0.2)
+    assert (view.blur, view.blur_sigma, view.solarise) == (0.0, (0.1, 2.0), 0.0)
