@@ -10,6 +10,7 @@ import json
 import re
 import sys
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -55,6 +56,46 @@ def run_table(result: dict[str, Any]) -> str:
     return f"{table(headers, rows)}\n\n{note}\n"
 
 
+def objectives_table(result: dict[str, Any]) -> str:
+    """What each objective's features are worth, beside the untrained net's."""
+    names = list(dict.fromkeys(row["objective"] for row in result["rows"]))
+    lines = []
+    for name in names:
+        rows = [row for row in result["rows"] if row["objective"] == name]
+        gains = {
+            score: [row["trained"][score] - row["untrained"][score] for row in rows]
+            for score in ("probe_top1", "knn_top1")
+        }
+        last = [row["epochs"][-1] for row in rows]
+        lines.append(
+            [
+                name,
+                str(len(rows)),
+                mean_sd([row["untrained"]["probe_top1"] for row in rows]),
+                mean_sd([row["trained"]["probe_top1"] for row in rows]),
+                *(mean_sd(values) for values in gains.values()),
+                f"{mean(epoch['spread'] for epoch in last):.2f}",
+                f"{mean(epoch['effective_rank'] for epoch in last):.0f}",
+                str(last[0]["epoch"]),
+                duration(max(row["seconds"] for row in rows)),
+            ]
+        )
+    environment, squeeze = result["environment"], result["rows"][0]["config"]["squeeze"]
+    note = (
+        f"Top-1 % of a linear probe on frozen features of {squeeze['arch']}, fitted on the images "
+        "of the pre-training and measured on the validation images; gains are over the same probe "
+        "(and the same nearest neighbours) on the untrained net. Spread and effective rank are of "
+        "the embeddings: near 0 and 1 where they collapse. Time: of the pre-training, on "
+        f"{environment['processor']}, {environment['cpu_threads']} thread, torch "
+        f"{environment['versions']['torch']}, commit {result['commit']}."
+    )
+    headers = ["objective", "seeds", "untrained", "trained", "gain", "kNN gain", "spread"]
+    return f"{table([*headers, 'rank', 'epochs', 'time'], lines)}\n\n{note}\n"
+
+
+TABLES = {"scdd result 1": run_table, "scdd objectives 1": objectives_table}
+
+
 def build(text: str) -> str:
     """Return a document with every marked block made anew."""
 
@@ -62,7 +103,8 @@ def build(text: str) -> str:
         path = ROOT / "benchmarks" / "results" / f"{match['name']}.json"
         if not path.exists():
             raise SystemExit(f"{path}: is missing, but a document shows its table")
-        return f"{match[1]}{run_table(json.loads(path.read_text()))}{match[3]}"
+        result = json.loads(path.read_text())
+        return f"{match[1]}{TABLES[result['schema']](result)}{match[3]}"
 
     return BLOCK.sub(block, text)
 
