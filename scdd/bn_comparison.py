@@ -2,16 +2,12 @@
 
 import csv
 import re
-import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import astuple, replace
+from itertools import takewhile
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from scdd.bn_plots import SOFTWARE, draw_statistics
@@ -22,9 +18,10 @@ from scdd.bn_report import (
     batchnorm_layers,
     channel_statistics,
 )
-from scdd.checkpoint import DAMAGED
 from scdd.errors import CheckpointError, ConfigError
 from scdd.files import replacing
+from scdd.foreign.layouts import PREFERRED, SECOND
+from scdd.foreign.read import read
 from scdd.inspection import printable
 from scdd.tables import table
 
@@ -83,33 +80,37 @@ def compare_checkpoints(paths: Sequence[Path], out: Path | None) -> str:
 
 
 def read_statistics(path: Path) -> Mapping[str, Tensor]:
-    """Read the tensors of a checkpoint, in the order of the network's keys.
+    """Read the tensors of the network in a checkpoint, in the order of its keys.
 
-    A safetensors file does not keep that order; its keys are sorted, numbers in them as numbers,
+    Of two networks the teacher is taken before the student, the query encoder before the key
+    encoder; what stands before all of its keys is left out.
+
+    A safetensors file does not keep the order; its keys are sorted, numbers in them as numbers,
     which comes to the same for ResNets and most other networks.
 
     Raises:
         CheckpointError: if the file is missing, damaged, or wants to run code.
     """
-    if not path.is_file():
-        raise CheckpointError(f"{path}: is not there, or not a file; give a checkpoint")
-    try:
-        if path.suffix == ".safetensors":
-            tensors = load_file(path)
-            return {key: tensors[key] for key in sorted(tensors, key=_natural)}
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except UnpicklingError as error:
-        # Damage also ends in this error; of code, torch names the first thing it would call.
-        called = re.search(r"GLOBAL ([\w.]+)", str(error))
-        if called is None:
-            raise _unreadable(path) from error
-        raise CheckpointError(
-            f"{path}: holds pickled code ({called[1]}), which is not run; save its state_dict() "
-            "alone and give that"
-        ) from error
-    except (SafetensorError, AssertionError, struct.error, *DAMAGED) as error:
-        raise _unreadable(path) from error
-    return {key.removeprefix("module."): value for key, value in _unwrapped(state).items()}
+    states = read(path).states
+
+    def rank(where: str) -> tuple[bool, int]:
+        layers = sum(key.endswith("running_mean") for key in states[where])
+        return bool(layers) and where.rpartition(".")[2] in PREFERRED, layers
+
+    state = states[max(states, key=rank)]
+    first = {key: value for key, value in state.items() if not SECOND & set(key.split("."))}
+    state = first if any(key.endswith("running_mean") for key in first) else state
+    if list(state) == sorted(state):
+        state = {key: state[key] for key in sorted(state, key=_natural)}
+    prefix = _shared_prefix([key for key in state if ".running_" in key])
+    return {key.removeprefix(prefix): value for key, value in state.items()}
+
+
+def _shared_prefix(keys: Sequence[str]) -> str:
+    """The words, with their dots, that stand before all keys; a layer keeps one word of its own."""
+    columns = zip(*(key.split(".")[:-2] for key in keys), strict=False)
+    shared = takewhile(lambda column: len(set(column)) == 1, columns)
+    return "".join(f"{column[0]}." for column in shared)
 
 
 def shortest_endings(paths: Sequence[Path]) -> list[str]:
@@ -207,23 +208,5 @@ def _start(path: Path) -> bytes:
         return file.read(1024)
 
 
-def _unwrapped(state: object) -> dict[str, Tensor]:
-    """The tensors with names, of a state dict or of what training scripts put around one."""
-    for wrapper in ("state_dict", "model"):
-        if isinstance(state, Mapping) and isinstance(state.get(wrapper), Mapping):
-            state = state[wrapper]
-    if not isinstance(state, Mapping):
-        return {}
-    return {
-        key: value
-        for key, value in state.items()
-        if isinstance(key, str) and isinstance(value, Tensor)
-    }
-
-
 def _natural(key: str) -> list[tuple[int, str]]:
     return [(int(part) if part.isdecimal() else -1, part) for part in re.split(r"([0-9]+)", key)]
-
-
-def _unreadable(path: Path) -> CheckpointError:
-    return CheckpointError(f"{path}: is damaged, or no checkpoint at all; get the file again")

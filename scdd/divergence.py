@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from scdd.config.squeeze import SqueezeConfig
+from scdd.distributed import rank_and_size, total
 from scdd.errors import RunError
 
 
@@ -24,8 +25,9 @@ class Monitor:
         self._embedding: Tensor | None = None
 
     def add(self, loss: Tensor, embedding: Tensor) -> None:
-        """Take note of a step: its loss [] and its embeddings [B, D]."""
-        self.sums += torch.stack([loss.detach().float(), spread(embedding), torch.ones_like(loss)])
+        """Take note of a step: its loss [] and its embeddings [B, D], on every process."""
+        of_all = total(torch.stack([loss.detach().float(), spread(embedding)])) / rank_and_size()[1]
+        self.sums += torch.cat([of_all, of_all.new_ones(1)])
         self._embedding = embedding
 
     def check(self, step: int, trained: nn.Module) -> None:

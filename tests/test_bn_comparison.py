@@ -209,14 +209,15 @@ def test_nothing_that_a_terminal_would_obey_is_printed_or_written(
     warm_command: Run, tmp_path: Path
 ):
     red = tmp_path / "\x1b[31mred.pt"
-    torch.save({f"\x1b[2J\n{key}": value for key, value in net().state_dict().items()}, red)
+    hostile = {f"\x1b[2J\n{key}": value for key, value in net().state_dict().items()}
+    torch.save(net().state_dict() | hostile, red)
     plain = write(tmp_path / "plain.pt")
     done = warm_command("stats", red, plain, "--out", "evidence")
     written = (tmp_path / "evidence" / "bn_stats.csv").read_text(encoding="utf-8")
     assert done.returncode == 0, done.stderr
     for text in (done.stdout, done.stderr, written):
         assert "\x1b" not in text
-    assert "[31mred.pt" in done.stdout and "[2J\N{REPLACEMENT CHARACTER}1" in done.stdout
+    assert "[31mred.pt" in done.stdout and "[2J" not in done.stdout
 
 
 # What is refused
@@ -258,13 +259,13 @@ def spoil(path: Path, how: str) -> None:
 @pytest.mark.parametrize(
     ("how", "words"),
     [
-        ("missing", "is not there, or not a file"),
-        ("folder", "is not there, or not a file"),
-        ("truncated", "is damaged, or no checkpoint at all"),
-        ("empty", "is damaged, or no checkpoint at all"),
-        ("text", "is damaged, or no checkpoint at all"),
-        ("code", "pickled code (posix.mkdir), which is not run"),
-        ("no weights", "holds no BatchNorm layer"),
+        ("missing", "cannot be read (No such file"),
+        ("folder", "cannot be read (Is a directory)"),
+        ("truncated", "is no weights file"),
+        ("empty", "is no weights file"),
+        ("text", "is no weights file"),
+        ("code", "pickled code (posix.mkdir), which scdd never runs"),
+        ("no weights", "holds no weights by name"),
         ("no BatchNorm", "holds no BatchNorm layer"),
         ("NaN", "the statistics of layer '3' are not finite"),
     ],
@@ -285,7 +286,7 @@ def test_a_truncated_safetensors_file_is_refused(tmp_path: Path):
     path = tmp_path / "w.safetensors"
     save_weights(path, net().state_dict(), {})
     path.write_bytes(path.read_bytes()[:-10])
-    with pytest.raises(CheckpointError, match="is damaged, or no checkpoint at all"):
+    with pytest.raises(CheckpointError, match="is damaged or cut short"):
         read_statistics(path)
 
 

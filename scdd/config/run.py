@@ -74,11 +74,15 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _views_are_no_larger_than_the_images(self) -> Self:
-        sections = (self.squeeze, *self.squeeze_labellers)
-        largest = max(size or 0 for section in sections for size in section.view_sizes)
-        if largest > self.dataset.image_size:
-            raise ValueError(
-                f"squeeze.views: a view of {largest} px cannot be cut from images of "
-                f"{self.dataset.image_size} px; lower its size or raise dataset.image_size"
-            )
+        sections = {"squeeze": self.squeeze} | {
+            f"squeeze_labellers.{number}": section
+            for number, section in enumerate(self.squeeze_labellers)
+        }
+        for name, section in sections.items():
+            largest = max(size or 0 for size in section.view_sizes)
+            if largest > self.dataset.image_size:
+                raise ValueError(
+                    f"{name}.views: a view of {largest} px cannot be cut from images of "
+                    f"{self.dataset.image_size} px; lower its size or raise dataset.image_size"
+                )
         return self

@@ -19,7 +19,14 @@ from scdd.errors import CheckpointError
 
 State = dict[str, Tensor]
 
-UNREADABLE = (*DAMAGED, AssertionError, ArithmeticError, MemoryError, struct.error)
+UNREADABLE = (
+    *DAMAGED,
+    AssertionError,
+    ArithmeticError,
+    MemoryError,
+    SafetensorError,
+    struct.error,
+)
 """What torch.load raises for a file that others wrote and that is damaged."""
 MAX_NESTING = 4
 """Levels of dictionaries that are searched."""
