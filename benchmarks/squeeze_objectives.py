@@ -1,10 +1,10 @@
 """Measure what the features of each pre-training objective are worth against an untrained net's.
 
-    python benchmarks/squeeze_objectives.py --data DIR --out runs/objectives
-        [--only NAME]... [--seeds N] [--set key=value]... [--result FILE]
+    python benchmarks/squeeze_objectives.py [NAME[=SEEDS]]... --data DIR --out runs/objectives
+        [--set key=value]... [--result FILE]
 
 DIR is an image folder with train/ and val/; every objective is a configuration in
-benchmarks/objectives. The probe on the untrained net, with the weights that training starts from,
+benchmarks/objectives; without names all are measured, once. The probe on the untrained net, with the weights that training starts from,
 is the same as on the trained one. Each row is a run directory, so the command goes on where it was
 stopped. Tune with `--set dataset.holdout=0.2`, which leaves the validation images alone.
 """
@@ -44,17 +44,16 @@ def main() -> None:
     """Measure every row that is not there yet, then print and write them all."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     names = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
+    parser.add_argument("objectives", nargs="*", default=names, metavar="NAME[=SEEDS]")
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--only", action="append", choices=names)
-    parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--set", action="append", default=[], dest="overrides")
     parser.add_argument("--result", type=Path)
     options = parser.parse_args()
     rows = [
         measure(name, seed, options.data, options.out, options.overrides)
-        for name in options.only or names
-        for seed in range(options.seeds)
+        for name, _, seeds in (wanted.partition("=") for wanted in options.objectives)
+        for seed in range(int(seeds or 1))
     ]
     print(table(["objective", "seed", "untrained", "trained", "gain", "kNN gain"], cells(rows)))
     if options.result:
