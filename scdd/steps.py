@@ -170,8 +170,10 @@ def run_probe(context: Context, step: str) -> tuple[str, ...]:
 
     plan = shards_of(cfg.probe, len(train))
     mine = context.world.share(plan)
-    width = int(backbone.feature_dim)  # type: ignore[arg-type]
-    say(f"  features: {size(4 * width * sum(shard.last - shard.first for shard in plan))}")
+    if plan:
+        width = int(backbone.feature_dim)  # type: ignore[arg-type]
+        rows = sum(shard.last - shard.first for shard in plan)
+        say(f"  features, until the step is done: {size(4 * width * rows)}")
     with Bar(step, len(mine)) as bar:
         for shard in mine:
             if not (path(shard).exists() or target.exists()):
@@ -214,7 +216,7 @@ def run_probe(context: Context, step: str) -> tuple[str, ...]:
 def _check_teacher(context: Context, path: Path) -> None:
     """Say how good the teacher is, and refuse one that is not worth going on with."""
     about, images = load_weights(path)[1], len(context.dataset.val)
-    floor = accuracy_floor(context.cfg.probe, len(about["classes"]))
+    floor = accuracy_floor(context.cfg.probe, len(about["classes"]), expected_top1=None)
     say(
         f"  teacher: {about['val_top1']:.1f} % on the {images} validation images; at least "
         f"{floor.top1:.1f} % wanted"

@@ -142,7 +142,7 @@ def given(tmp_path: Path) -> Context:
     torch.manual_seed(0)
     backbone = create_model("resnet8", 0, 16)
     data = context.dataset.train
-    names = ("arch", "image_size", "num_classes", "stem", "feature_dim")
+    names = ("arch", "image_size", "num_classes", "stem")
     about = {name: getattr(backbone, name) for name in names}
     about |= {"objective": "supervised", "epoch": 1, "mean": data.mean, "std": data.std}
     save_weights(run.folder("squeeze") / "backbone.safetensors", backbone.state_dict(), about)
