@@ -43,8 +43,8 @@ def estimate(cfg: RunConfig, device: torch.device) -> str:
     dataset = load_dataset(cfg.dataset)
     check_later_steps(cfg, dataset)
     classes, train = len(dataset.classes), len(dataset.train)
-    squeezed = len(load_dataset(cfg.squeeze_dataset).train) if cfg.squeeze_dataset else train
-    costs = {cost.step: cost for cost in _costs(cfg, classes, squeezed, train)}
+    other = load_dataset(cfg.squeeze_dataset) if cfg.squeeze_dataset else dataset
+    costs = {cost.step: cost for cost in _costs(cfg, classes, len(other.train), train)}
     rows = []
     total_seconds = total_disk = total_flops = 0.0
     for step in steps_of(cfg):
@@ -68,7 +68,7 @@ def estimate(cfg: RunConfig, device: torch.device) -> str:
         )
     rows.append(["all", "", f"{total_flops:.2g}", size(total_disk), duration(total_seconds)])
     pixels = 3 * cfg.dataset.image_size**2
-    resident = (train + len(dataset.val)) * pixels
+    resident = sum(len(d.train) + len(d.val) for d in {dataset, other}) * pixels
     return "\n".join(
         [
             f"{cfg.method} on {cfg.dataset.name}: {train} training images of "

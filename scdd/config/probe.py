@@ -37,7 +37,7 @@ class ProbeConfig(Section):
 
     # sgd
 
-    lr: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)] = (0.003, 0.01, 0.03, 0.1, 0.3)
+    lr: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)] = (0.003, 0.01, 0.03, 0.1, 0.3, 1)
     """Peak rates to try, all in one pass; the best on a held-out part of train is used."""
     epochs: PositiveInt = 100
     batch: PositiveInt = 256

@@ -168,7 +168,7 @@ def _fit_lbfgs(fit: _Fit) -> tuple[Head, float, dict[float, float]]:
     stacked = torch.cat([fit.stored(shard).to(fit.device) for shard in fit.shards])
     views = stacked.view(1 + cfg.crops, len(train), -1)
 
-    def fitted(rows: Tensor, l2: float) -> Head:
+    def fitted(rows: Tensor | slice, l2: float) -> Head:
         x, y = views[:, rows].flatten(0, 1), labels[rows].repeat(len(views))
         return Head(*fit_linear(x, y, len(train.classes), l2, cfg.iterations))
 
@@ -180,7 +180,7 @@ def _fit_lbfgs(fit: _Fit) -> tuple[Head, float, dict[float, float]]:
     held, rest = (rows.to(fit.device) for rows in _held_out(cfg, len(train), fit.seed))
     tried = {l2: held_out_accuracy(l2) for l2 in cfg.l2} if len(cfg.l2) > 1 else {}
     l2 = _best(tried, cfg.l2)
-    return fitted(torch.arange(len(train), device=fit.device), l2), l2, tried
+    return fitted(slice(None), l2), l2, tried
 
 
 def _fit_sgd(fit: _Fit, checkpoint: Checkpoint) -> tuple[Head, float, dict[float, float]]:

@@ -31,8 +31,10 @@ def run_probe(context: Context, step: str) -> tuple[str, ...]:
 
     plan = shards_of(cfg.probe, len(train))
     mine = context.world.share(plan)
-    width = int(backbone.feature_dim)  # type: ignore[arg-type]
-    say(f"  features: {size(4 * width * sum(shard.last - shard.first for shard in plan))}")
+    if plan:
+        width = int(backbone.feature_dim)  # type: ignore[arg-type]
+        rows = sum(shard.last - shard.first for shard in plan)
+        say(f"  features, until the step is done: {size(4 * width * rows)}")
     with Bar(step, len(mine)) as bar:
         for shard in mine:
             if not (path(shard).exists() or target.exists()):

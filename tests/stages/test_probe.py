@@ -291,6 +291,25 @@ def test_the_shards_hold_every_view_of_every_image_once(cfg: ProbeConfig, views:
     assert found == [(view, row) for view in range(views) for row in range(images)]
 
 
+def test_every_image_is_cropped_anew_in_every_view(
+    make_source: MakeSource, monkeypatch: pytest.MonkeyPatch
+):
+    """The same image again and again, in several blocks of two shards."""
+    source = make_source(1)
+    images, labels = source.images.expand(12, -1, -1, -1), torch.zeros(12, dtype=torch.long)
+    copies = ResidentSource(images, labels, source.classes, source.mean, source.std)
+    monkeypatch.setattr(probe_stage, "BLOCK", 3)
+    monkeypatch.setattr(probe_stage, "BLOCKS_PER_SHARD", 2)
+    cfg = settings(crops=2, crop_scale=(0.2, 0.8))
+    views = torch.zeros(3, 12, 64)
+    for shard in shards_of(cfg, 12):
+        x = shard_features(cfg, resnet8(), copies, shard, 0, CPU)
+        views[shard.view, shard.first : shard.last] = x
+    torch.testing.assert_close(views[0], views[0][:1].expand(12, -1))
+    # So few pixels have few crops, and a pair of 24 may well be the same.
+    assert len(views[1:].flatten(0, 1).unique(dim=0)) > 18
+
+
 @pytest.mark.parametrize("cfg", [settings(crops=2), sgd(lr=(0.01, 0.1))], ids=["lbfgs", "sgd"])
 def test_a_shard_is_the_same_on_its_own_and_its_size_changes_nothing(
     cfg: ProbeConfig, make_source: MakeSource, monkeypatch: pytest.MonkeyPatch
