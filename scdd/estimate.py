@@ -68,7 +68,9 @@ def estimate(cfg: RunConfig, device: torch.device) -> str:
         )
     rows.append(["all", "", f"{total_flops:.2g}", size(total_disk), duration(total_seconds)])
     pixels = 3 * cfg.dataset.image_size**2
-    resident = (train + len(dataset.val)) * pixels
+    resident = f"{size((train + len(dataset.val)) * pixels)} of images stay resident"
+    if cfg.dataset.storage == "streaming":
+        resident = "images are streamed, none stays resident"
     return "\n".join(
         [
             f"{cfg.method} on {cfg.dataset.name}: {train} training images of "
@@ -76,7 +78,7 @@ def estimate(cfg: RunConfig, device: torch.device) -> str:
             "",
             table(["step", "images x network", "FLOPs", "disk", f"time on {device}"], rows),
             "",
-            f"Memory: {size(resident)} of images stay resident; each network adds its activations.",
+            f"Memory: {resident}; each network adds its activations.",
             "Times are rough: each network was timed for a second at the step's batch size.",
         ]
     )

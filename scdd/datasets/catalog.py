@@ -76,4 +76,6 @@ def dataset_digest(cfg: DatasetConfig, catalog: Catalog) -> str:
     """Return the sha256 of the data and of the settings that change which pixels are seen."""
     identity = [catalog.train.digest, catalog.val.digest if catalog.val else None]
     settings = cfg.model_dump(include={"name", "image_size", "holdout", "train_per_class"})
+    if cfg.storage != "resident":  # Digests made before there was a choice stay valid.
+        settings["storage"] = cfg.storage
     return hashlib.sha256(json.dumps([identity, settings], sort_keys=True).encode()).hexdigest()
