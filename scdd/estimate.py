@@ -1,7 +1,7 @@
 """What a run will cost: steps, FLOPs, disk, memory and a rough time, before anything is run."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,6 +9,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from scdd.config.run import RunConfig
+from scdd.config.squeeze import SqueezeConfig
 from scdd.datasets import load_dataset
 from scdd.models import create_model
 from scdd.pipeline import steps_of
@@ -44,31 +45,38 @@ def estimate(cfg: RunConfig, device: torch.device) -> str:
     check_later_steps(cfg, dataset)
     classes, train = len(dataset.classes), len(dataset.train)
     other = load_dataset(cfg.squeeze_dataset) if cfg.squeeze_dataset else dataset
-    costs = {cost.step: cost for cost in _costs(cfg, classes, len(other.train), train)}
+    costs = _costs(cfg, classes, len(other.train), train)
     rows = []
     total_seconds = total_disk = total_flops = 0.0
     for step in steps_of(cfg):
-        cost = costs.get(step.name)
-        if cost is None:
+        own = [cost for cost in costs if cost.step == step.name]
+        if not own:
             rows.append([step.name, "", "", "", "moments"])
-            continue
-        flops, rate = _measure(cost, cfg.dataset.image_size, device)
-        seconds = cost.images / rate
-        total_seconds += seconds
-        total_disk += cost.disk
-        total_flops += flops * cost.images
-        rows.append(
-            [
-                step.name,
-                f"{cost.images:.3g} x {cost.arch}",
-                f"{flops * cost.images:.2g}",
-                size(cost.disk),
-                duration(seconds),
-            ]
-        )
+        for cost in own:
+            flops, rate = _measure(cost, cfg.dataset.image_size, device)
+            seconds = cost.images / rate
+            total_seconds += seconds
+            total_disk += cost.disk
+            total_flops += flops * cost.images
+            rows.append(
+                [
+                    step.name,
+                    f"{cost.images:.3g} x {cost.arch}",
+                    f"{flops * cost.images:.2g}",
+                    size(cost.disk),
+                    duration(seconds),
+                ]
+            )
     rows.append(["all", "", f"{total_flops:.2g}", size(total_disk), duration(total_seconds)])
     pixels = 3 * cfg.dataset.image_size**2
-    resident = sum(len(d.train) + len(d.val) for d in {dataset, other}) * pixels
+    seen = [(dataset, cfg.dataset)]
+    if cfg.squeeze_dataset:
+        seen.append((other, cfg.squeeze_dataset))
+    kept = [data for data, section in seen if section.storage == "resident"]
+    resident = "images are streamed, none stays resident"
+    if kept:
+        images = sum(len(data.train) + len(data.val) for data in kept)
+        resident = f"{size(images * pixels)} of images stay resident"
     return "\n".join(
         [
             f"{cfg.method} on {cfg.dataset.name}: {train} training images of "
@@ -76,7 +84,7 @@ def estimate(cfg: RunConfig, device: torch.device) -> str:
             "",
             table(["step", "images x network", "FLOPs", "disk", f"time on {device}"], rows),
             "",
-            f"Memory: {size(resident)} of images stay resident; each network adds its activations.",
+            f"Memory: {resident}; each network adds its activations.",
             "Times are rough: each network was timed for a second at the step's batch size.",
         ]
     )
@@ -85,8 +93,6 @@ def estimate(cfg: RunConfig, device: torch.device) -> str:
 def _costs(cfg: RunConfig, classes: int, squeezed: int, train: int) -> list[Cost]:
     teacher, student, rows = cfg.squeeze.arch, cfg.posttrain.arch, classes * cfg.ipc
     whole = cfg.dataset.image_size
-    areas = [((side or whole) / whole) ** 2 for side in cfg.squeeze.view_sizes]
-    passes = cfg.squeeze.objective.training_passes(areas)
     labels = 2.0 * cfg.relabel.views * rows * classes
     width = int(create_model(teacher, 0, whole).feature_dim)  # type: ignore[arg-type]
     stored = sum(shard.last - shard.first for shard in shards_of(cfg.probe, train))
@@ -96,15 +102,8 @@ def _costs(cfg: RunConfig, classes: int, squeezed: int, train: int) -> list[Cost
     students = arms * len(cfg.posttrain.labels) * cfg.posttrain.seeds
     labelled = rows * cfg.relabel.views
     costs = [
-        Cost(
-            "squeeze",
-            teacher,
-            0,
-            round(cfg.squeeze.epochs * squeezed * passes),
-            "training",
-            cfg.squeeze.batch,
-            0,
-        ),
+        *_squeezes("squeeze", [cfg.squeeze], squeezed, whole),
+        *_squeezes("squeeze_labellers", cfg.squeeze_labellers, train, whole),
         Cost("probe", teacher, 0, probed, "forward", 500, 4.0 * stored * width),
         Cost(
             "recover",
@@ -143,6 +142,17 @@ def _costs(cfg: RunConfig, classes: int, squeezed: int, train: int) -> list[Cost
             )
         )
     return costs
+
+
+def _squeezes(
+    step: str, sections: Sequence[SqueezeConfig], images: int, whole: int
+) -> Iterator[Cost]:
+    """One cost for each network that is trained; smaller views cost as their area."""
+    for cfg in sections:
+        if cfg.checkpoint is None:
+            areas = [((side or whole) / whole) ** 2 for side in cfg.view_sizes]
+            passes = round(cfg.epochs * images * cfg.objective.training_passes(areas))
+            yield Cost(step, cfg.arch, 0, passes, "training", cfg.batch, 0)
 
 
 def _measure(cost: Cost, image_size: int, device: torch.device) -> tuple[float, float]:

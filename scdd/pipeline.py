@@ -227,11 +227,15 @@ def _run_step(context: Context, step: Step) -> None:
 def _settings(cfg: RunConfig, step: Step) -> dict[str, Any]:
     """The part of the configuration that decides what a step makes."""
     values = cfg.model_dump(mode="json")
+    images = values[step.images]
     # Digests tell images and checkpoints apart; they may lie anywhere.
-    del values[step.images]["root"]
+    del images["root"]
     for section in (values["squeeze"], *values["squeeze_labellers"]):
         for name in ("path", "head"):
             (section["checkpoint"] or {}).pop(name, None)
+    del images["workers"]  # Changes no result.
+    if images["storage"] == "resident":
+        del images["storage"]  # As before there was a choice, so that older runs go on.
     return {name: values[name] for name in ("method", "seed", step.images, *step.sections)}
 
 

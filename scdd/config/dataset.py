@@ -1,8 +1,8 @@
 """Which images are distilled."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveInt, model_validator
 
 from scdd.config.section import Probability, Section
 
@@ -20,11 +20,31 @@ class DatasetConfig(Section):
     """Side in pixels: short side resized to it with antialiasing, then centre-cropped."""
     download: bool = False
     """Let torchvision download cifar10 or cifar100 into `root`."""
+    storage: Literal["resident", "streaming"] = "resident"
+    """resident: all images are decoded once to `image_size` and kept in memory; streaming (of an
+    image_folder): decoded whenever they are needed, crops cut from the original image."""
+    workers: Annotated[int, Field(ge=0, le=1024)] | None = None
+    """Processes that decode images while streaming; 0: the training process does; not given: one
+    for each CPU core, at most 16. Changes no result."""
     mean: tuple[Probability, Probability, Probability] | None = None
-    """Channel means in [0, 1]; measured on train if not given."""
+    """Channel means in [0, 1]; measured on train if not given, on 4,000 of it if streaming."""
     std: tuple[Spread, Spread, Spread] | None = None
-    """Channel standard deviations in [0, 1]; measured on train if not given."""
+    """Channel standard deviations in [0, 1]; measured as the means are if not given."""
     holdout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of train held out per class and evaluated on instead of val: for tuning settings."""
     train_per_class: PositiveInt | None = None
     """Use only this many training images of each class (the first ones); all if not given."""
+
+    @model_validator(mode="after")
+    def _only_files_are_streamed(self) -> Self:
+        if self.storage == "streaming" and self.name != "image_folder":
+            raise ValueError(
+                f"storage is streaming, which only an image_folder can be, and name is {self.name};"
+                " set storage=resident"
+            )
+        if self.storage != "streaming" and self.workers is not None:
+            raise ValueError(
+                f"workers is {self.workers}, but images are decoded by workers only while "
+                "streaming; set storage=streaming, or leave workers out"
+            )
+        return self

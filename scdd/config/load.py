@@ -16,7 +16,7 @@ from scdd.errors import ConfigError
 DEFAULT_PRESET = "digits"
 BESIDE_THE_RECIPE = {
     *("summary", "seed", "threads", "checkpoint_minutes"),
-    *("dataset.name", "dataset.root", "dataset.download"),
+    *("dataset.name", "dataset.root", "dataset.download", "dataset.workers"),
     *("posttrain.labels", "posttrain.seeds", "posttrain.evaluate_every"),
 }
 """Keys that change where, how often and how repeatably a recipe is run, but not the recipe."""

@@ -2,5 +2,13 @@
 
 from scdd.datasets.load import Dataset, load_dataset, load_split
 from scdd.datasets.sources import ImageSource, ResidentSource
+from scdd.datasets.streaming import StreamingSource
 
-__all__ = ["Dataset", "ImageSource", "ResidentSource", "load_dataset", "load_split"]
+__all__ = [
+    "Dataset",
+    "ImageSource",
+    "ResidentSource",
+    "StreamingSource",
+    "load_dataset",
+    "load_split",
+]

@@ -52,7 +52,8 @@ def _open(kind: type[CIFAR10], root: Path, train: bool, download: bool) -> CIFAR
 def _split(cfg: DatasetConfig, root: Path, opened: CIFAR10) -> Split:
     labels = torch.tensor(opened.targets, dtype=torch.int64)
     listed = opened.train_list if opened.train else opened.test_list
-    digest = files_digest(root, [root / opened.base_folder / name for name, _ in listed])
+    names = sorted(f"{opened.base_folder}/{name}".encode() for name, _ in listed)
+    digest = files_digest(root, names)
     size, label = cfg.image_size, f"resize {cfg.name}"
 
     def decode(rows: Tensor) -> Tensor:

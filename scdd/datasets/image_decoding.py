@@ -4,6 +4,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -32,8 +33,8 @@ _UPRIGHT = {
 }
 
 
-def read_square(path: Path, size: int) -> np.ndarray:
-    """Return the image at `path` as uint8 `[3, size, size]`, upright as its EXIF says.
+def read_rgb(path: str | Path) -> Image.Image:
+    """Return the image at `path` as RGB, upright as its EXIF says.
 
     Raises:
         DataError: if the file is no whole image, too large, or of unknown pixel range.
@@ -43,12 +44,32 @@ def read_square(path: Path, size: int) -> np.ndarray:
             image.load()  # before the tag is asked for: loading a TIFF applies and clears it
             upright = _UPRIGHT.get(_orientation(image))
             rgb = _to_rgb(image)
-            return fit_square(rgb.transpose(upright) if upright is not None else rgb, size)
+            return rgb.transpose(upright) if upright is not None else rgb
     # A decoder that meets arbitrary bytes may raise anything; each of them means the same here.
     except Exception as error:
         raise DataError(
             f"{path}: cannot be read as an image ({error}); repair or remove the file"
         ) from error
+
+
+def read_square(path: str | Path, size: int) -> np.ndarray:
+    """Return the centre of the image at `path` as uint8 `[3, size, size]`; see `fit_square`.
+
+    Raises:
+        DataError: as `read_rgb` does.
+    """
+    return fit_square(read_rgb(path), size)
+
+
+@contextmanager
+def bombs_refused() -> Iterator[None]:
+    """Make Pillow refuse an image of suspiciously many pixels, of which it would only warn.
+
+    Not for a thread among others: the filter belongs to the whole process.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        yield
 
 
 def fit_square(image: Image.Image, size: int) -> np.ndarray:
@@ -89,9 +110,7 @@ def decode_in_threads(
 
     pool = ThreadPoolExecutor(os.cpu_count())
     try:
-        # The filter is global, so it must not be set and reset by the threads themselves.
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
+        with bombs_refused():
             chunks = [range(start, min(start + 32, count)) for start in range(0, count, 32)]
             rows = _flatten(pool.map(decode, chunks))
             for _ in track(rows, count, label) if count > PROGRESS_FROM else rows:
@@ -111,7 +130,8 @@ def require_memory(count: int, size: int, memory: int | None) -> None:
     if memory is not None and needed > memory:
         raise DataError(
             f"dataset: {count} images at {size} px take {needed / 2**30:.1f} GiB and this machine "
-            f"has {memory / 2**30:.1f} GiB; set a smaller image_size or train_per_class"
+            f"has {memory / 2**30:.1f} GiB; set dataset.storage=streaming (image folders only), "
+            "or a smaller image_size or train_per_class"
         )
 
 

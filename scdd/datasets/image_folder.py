@@ -1,31 +1,22 @@
 """Any images in the layout root/train/<class>/* and root/val/<class>/*."""
 
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+import stat
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from scdd.config.dataset import DatasetConfig
 from scdd.datasets.catalog import Catalog, Split, files_digest, root_folder
 from scdd.datasets.decoded_cache import cached_decode
+from scdd.datasets.file_index import FileIndex, index_files
 from scdd.datasets.image_decoding import IMAGE_EXTENSIONS, decode_in_threads, read_square
 from scdd.errors import DataError
 
 LAYOUT = "train/<class>/<image> and val/<class>/<image>"
 SHOWN = 5
-
-
-@dataclass(frozen=True)
-class _Files:
-    """The images of one split; labels run along `classes`, which are sorted by name."""
-
-    classes: tuple[str, ...]
-    paths: list[Path]
-    labels: list[int]
 
 
 def read_split(root: Path, name: str, size: int) -> tuple[tuple[str, ...], Split]:
@@ -62,26 +53,36 @@ def read_image_folder(cfg: DatasetConfig) -> Catalog:
     return Catalog(classes, train, val)
 
 
-def _split(root: Path, files: _Files, name: str, size: int) -> Split:
-    labels = torch.tensor(files.labels, dtype=torch.int64)
-    digest = files_digest(root, files.paths)
+def decode_files(files: FileIndex, rows: Tensor, size: int, label: str) -> Tensor:
+    """Decode `rows` [M] in threads: uint8 [M, 3, size, size]; `label` stands before a long bar.
+
+    Raises:
+        DataError: about the first file that cannot be read.
+    """
+    wanted = rows.tolist()
+
+    def read(at: int) -> np.ndarray:
+        return read_square(files.path(wanted[at]), size)
+
+    return decode_in_threads(read, len(wanted), size, label)
+
+
+def _split(root: Path, files: FileIndex, name: str, size: int) -> Split:
+    digest = files_digest(
+        root, (f"{name}/".encode() + file for file in files.names_in_byte_order())
+    )
 
     def decode(rows: Tensor) -> Tensor:
-        paths = [files.paths[row] for row in rows.tolist()]
-
-        def read(at: int) -> np.ndarray:
-            return read_square(paths[at], size)
-
         return cached_decode(
             root,
             (digest, size),
             rows,
-            labels[rows],
+            files.labels[rows],
             files.classes,
-            lambda: decode_in_threads(read, len(paths), size, f"decode {name}"),
+            lambda: decode_files(files, rows, size, f"decode {name}"),
         )
 
-    return Split(labels, digest, decode)
+    return Split(files.labels, digest, decode, files)
 
 
 def _check_layout(root: Path, wanted: Sequence[str]) -> None:
@@ -100,48 +101,57 @@ def _check_layout(root: Path, wanted: Sequence[str]) -> None:
         )
 
 
-def _scan(split: Path) -> _Files:
+def _scan(split: Path) -> FileIndex:
     entries = _entries(split)
-    classes = tuple(sorted(entry.name for entry in entries if entry.is_dir()))
+    classes = sorted(entry.name for entry in entries if entry.is_dir())
     if not classes:
         raise DataError(
             f"{split} holds no class folders (found: {_some({entry.name for entry in entries})}); "
             f"arrange the images as {LAYOUT}"
         )
-    paths: list[Path] = []
-    labels: list[int] = []
-    for label, name in enumerate(classes):
+    for name in classes:
         if name.encode(errors="ignore").decode() != name:
             raise DataError(f"{split}: class folder {name!r} has no UTF-8 name; rename it")
-        images = _images(split / name)
-        if not images:
-            found = {entry.name for entry in _entries(split / name)}
-            raise DataError(
-                f"{split / name} holds no image (found: {_some(found)}; images end in "
-                f"{' '.join(sorted(IMAGE_EXTENSIONS))}); add some or remove the folder"
-            )
-        paths += images
-        labels += [label] * len(images)
-    return _Files(classes, paths, labels)
+    return index_files(str(split), ((name, _images(split / name)) for name in classes))
 
 
-def _images(folder: Path) -> list[Path]:
-    """Return the images below `folder` by parent folder, then name; each folder once."""
-    found: list[tuple[str, str]] = []
+def _images(folder: Path) -> Iterator[str]:
+    """Yield the images below `folder` by parent folder, then name; each folder once."""
+    found: dict[str, list[str]] = {}
     seen: set[tuple[int, int]] = set()
     for parent, folders, names in os.walk(folder, onerror=_refuse, followlinks=True):
-        stat = os.stat(parent)
-        if (stat.st_dev, stat.st_ino) in seen:
+        status = os.stat(parent)
+        if (status.st_dev, status.st_ino) in seen:
             folders.clear()  # a link back to a folder above would be followed for ever
             continue
-        seen.add((stat.st_dev, stat.st_ino))
+        seen.add((status.st_dev, status.st_ino))
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        found += [(parent, name) for name in names if _is_image(name)]
-    return [path for path in (Path(*names) for names in sorted(found)) if not path.is_fifo()]
+        found[parent] = sorted(name for name in names if _is_image(name))
+    empty = True
+    for parent in sorted(found):
+        below = Path(parent).relative_to(folder).parts
+        for name in found[parent]:
+            if not _is_fifo(os.path.join(parent, name)):
+                empty = False
+                yield "/".join((*below, name))
+    if empty:
+        others = {entry.name for entry in _entries(folder)}
+        raise DataError(
+            f"{folder} holds no image (found: {_some(others)}; images end in "
+            f"{' '.join(sorted(IMAGE_EXTENSIONS))}); add some or remove the folder"
+        )
 
 
 def _is_image(name: str) -> bool:
     return not name.startswith(".") and os.path.splitext(name)[1].lower() in IMAGE_EXTENSIONS
+
+
+def _is_fifo(path: str) -> bool:
+    """Whether reading would wait for ever; what cannot be reached is for others to name."""
+    try:
+        return stat.S_ISFIFO(os.stat(path).st_mode)
+    except OSError:
+        return False
 
 
 def _entries(folder: Path) -> list[Path]:

@@ -1,7 +1,7 @@
 """Channel means and standard deviations of a set of images."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -12,15 +12,15 @@ from scdd.datasets.sources import ImageSource
 SMALLEST_STD = 1 / 255
 
 
-def measure_mean_std(images: Tensor) -> tuple[Triple, Triple]:
+def measure_mean_std(chunks: Iterable[Tensor]) -> tuple[Triple, Triple]:
     """Return the channel (means, standard deviations) of uint8 `[N, 3, H, W]` as [0, 1] values.
 
-    Both are over all pixels of all images (population statistics). They come from exact counts
-    of the 256 levels, so neither chunk nor thread changes a digit. A constant channel, which
-    cannot be scaled to unit variance, gets one grey level as its standard deviation.
+    Both are over all pixels of all images of all chunks (population statistics). They come from
+    exact counts of the 256 levels, so neither chunk nor thread changes a digit. A constant channel,
+    which cannot be scaled to unit variance, gets one grey level as its standard deviation.
     """
     counts = torch.zeros(3, 256, dtype=torch.float64)
-    for chunk in images.split(4096):
+    for chunk in chunks:
         for channel in range(3):
             counts[channel] += torch.bincount(chunk[:, channel].reshape(-1), minlength=256).cpu()
     levels = torch.arange(256, dtype=torch.float64) / 255

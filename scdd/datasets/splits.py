@@ -41,5 +41,12 @@ def first_per_class(labels: Tensor, count: int) -> Tensor:
     return torch.cat(chosen).sort().values
 
 
+def evenly_spaced(rows: Tensor, count: int) -> Tensor:
+    """Return at most `count` of the `rows`, as far apart as can be, in their order."""
+    if len(rows) <= count:
+        return rows
+    return rows[torch.arange(count) * len(rows) // count]
+
+
 def _rank(purpose: str, label: int, position: int) -> bytes:
     return hashlib.sha256(f"{purpose}/{label}/{position}".encode()).digest()

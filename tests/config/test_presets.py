@@ -175,6 +175,7 @@ PUBLISHED: dict[str, dict[str, Any]] = {
             "name": "image_folder",
             "root": "data/imagenet",
             "image_size": 224,
+            "storage": "streaming",
             "mean": [0.485, 0.456, 0.406],
             "std": [0.229, 0.224, 0.225],
         },

@@ -1,4 +1,4 @@
-"""Tiny image folders of random pixels, and a decoded cache of each test's own."""
+"""Small image folders of random pixels, and a decoded cache of each test's own."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -37,3 +37,25 @@ def write_folder(tmp_path: Path) -> Callable[..., tuple[Path, Pixels]]:
         return root, pixels
 
     return write
+
+
+HEIGHTS_AND_WIDTHS = ((40, 60), (60, 40), (33, 33), (9, 120), (120, 9), (64, 48), (7, 5))
+
+
+@pytest.fixture
+def mixed_folder(tmp_path: Path) -> Path:
+    """Return a root whose 18 training images have all sizes, modes and orientations; val has 4."""
+    rng = np.random.default_rng(5)
+    root = tmp_path / "mixed"
+    for label in ("ant", "bee"):
+        for split, shapes in (("train", HEIGHTS_AND_WIDTHS), ("val", HEIGHTS_AND_WIDTHS[:2])):
+            (root / split / label).mkdir(parents=True)
+            for number, (height, width) in enumerate(shapes):
+                pixels = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(root / split / label / f"{number}.png")
+        turned = Image.Exif()
+        turned[0x0112] = 6
+        photograph = Image.fromarray(rng.integers(0, 256, (30, 50, 3), dtype=np.uint8))
+        photograph.save(root / "train" / label / "turned.jpg", exif=turned)
+        photograph.convert("L").save(root / "train" / label / "grey.png")
+    return root

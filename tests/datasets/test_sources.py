@@ -1,16 +1,15 @@
-"""Reading and shuffled passes of a resident source."""
+"""Reading and crops of a resident source."""
 
-from itertools import chain
+from collections.abc import Iterator
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+import torchvision.transforms.v2.functional as tv
 
+from scdd.augment import CropDraw, draw_views
+from scdd.config.views import ViewConfig
 from scdd.datasets import ResidentSource
-
-counts, batches = st.integers(1, 40), st.integers(1, 12)
-seeds = st.integers(0, 2**31)
+from scdd.datasets.sources import Request
 
 
 def source(count: int, size: int = 2) -> ResidentSource:
@@ -20,60 +19,52 @@ def source(count: int, size: int = 2) -> ResidentSource:
     return ResidentSource(images.contiguous(), labels, ("a", "b"), (0.5,) * 3, (0.2,) * 3)
 
 
-def seeded(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
+def noise(count: int, size: int) -> ResidentSource:
+    draw = torch.Generator().manual_seed(0)
+    images = torch.randint(256, (count, 3, size, size), generator=draw, dtype=torch.uint8)
+    return ResidentSource(images, torch.arange(count), tuple("abcdefgh"), (0.5,) * 3, (0.2,) * 3)
 
 
-def indices(passed) -> list[list[int]]:
-    return [index.tolist() for _, index in passed]
+def request(rows: list[int], *views: ViewConfig, size: int) -> Request:
+    draw = torch.Generator().manual_seed(1)
+    draws = draw_views(views, len(rows), size, draw)
+    return Request(torch.tensor(rows), tuple(view.crop for view in draws))
 
 
-def joined(rows: list[list[int]]) -> list[int]:
-    return list(chain.from_iterable(rows))
+def whole(count: int, size: int) -> tuple[CropDraw, ...]:
+    """A crop of all of each image."""
+    uniforms = torch.full((4, count, 10), 0.5)
+    return (CropDraw(size, (1.0, 1.0), uniforms, torch.zeros(count, dtype=torch.bool)),)
 
 
-@given(counts, batches, seeds)
-def test_a_pass_without_drop_shows_every_image_once(count, batch, seed):
-    shown = indices(source(count).epoch(batch, seeded(seed), drop_last=False))
-    assert sorted(joined(shown)) == list(range(count))
-    assert all(len(rows) == batch for rows in shown[:-1])
+def test_crops_are_those_of_torchvision_at_the_drawn_boxes():
+    images = noise(8, 24)
+    wanted = request([5, 0, 5, 7], ViewConfig(count=2), ViewConfig(size=9, flip=1.0), size=24)
+    (found,) = images.crops([wanted])
+    assert [crop.shape for crop in found] == [(4, 3, 24, 24)] * 2 + [(4, 3, 9, 9)]
+    for crop, made in zip(wanted.crops, found, strict=True):
+        boxes = crop.boxes(torch.tensor([[24, 24]])).tolist()
+        for row, box, flip, x in zip(wanted.rows, boxes, crop.flip, made, strict=True):
+            original = images.images[row].double() / 255
+            expected = tv.resized_crop(original, *box, [crop.size] * 2, antialias=True)
+            expected = expected.flip(2) if flip else expected
+            torch.testing.assert_close(x.double(), expected, rtol=0, atol=1e-5)
 
 
-@given(counts, batches, seeds)
-def test_dropping_the_last_drops_only_the_incomplete_batch(count, batch, seed):
-    if batch > count:
-        return
-    whole = indices(source(count).epoch(batch, seeded(seed), drop_last=False))
-    kept = indices(source(count).epoch(batch, seeded(seed)))
-    assert kept == [rows for rows in whole if len(rows) == batch]
+def test_a_request_is_taken_when_its_crops_are_wanted_and_answered_in_order():
+    taken = []
 
+    def requests() -> Iterator[Request]:
+        for number in range(5):
+            taken.append(number)
+            yield Request(torch.tensor([number, 4 - number]), whole(2, 2))
 
-@given(counts, batches, seeds, st.integers(0, 50))
-def test_a_pass_resumed_in_the_middle_goes_on_identically(count, batch, seed, skip):
-    whole = indices(source(count).epoch(batch, seeded(seed), drop_last=False))
-    rest = indices(source(count).epoch(batch, seeded(seed), skip, drop_last=False))
-    assert rest == whole[skip:]
-
-
-@given(st.integers(2, 40), batches, batches, seeds)
-def test_the_order_depends_on_the_generator_and_not_on_the_batch(count, one, other, seed):
-    first = indices(source(count).epoch(one, seeded(seed), drop_last=False))
-    second = indices(source(count).epoch(other, seeded(seed), drop_last=False))
-    assert joined(first) == joined(second)
-
-
-def test_a_generator_used_twice_gives_two_orders():
-    draw = seeded(0)
-    passes = [joined(indices(source(100).epoch(10, draw))) for _ in range(2)]
-    assert passes[0] != passes[1]
-
-
-@given(counts, batches, seeds)
-def test_every_image_comes_with_its_own_index(count, batch, seed):
-    for images, index in source(count).epoch(batch, seeded(seed), drop_last=False):
-        assert images.dtype == torch.uint8 and images.shape[1:] == (3, 2, 2)
-        assert index.dtype == torch.int64
-        assert (images == index[:, None, None, None]).all()
+    for number, (crops,) in enumerate(source(5).crops(requests())):
+        assert taken == list(range(number + 1))
+        assert torch.equal(
+            (crops[:, 0, 0, 0] * 255).round().int().cpu(), torch.tensor([number, 4 - number])
+        )
+    assert number == 4
 
 
 def test_reading_gives_the_asked_images_in_the_asked_order_with_repeats():
@@ -92,18 +83,6 @@ def test_reading_at_another_size_is_refused_with_both_sizes():
     with pytest.raises(ValueError, match=r"at 2 px.*cannot give 4 px.*image_size=4"):
         source(3).read(torch.tensor([0]), size=4)
     assert source(3).read(torch.tensor([0]), size=2).shape[-1] == 2
-
-
-def test_a_batch_larger_than_the_set_is_refused_rather_than_a_pass_of_nothing():
-    with pytest.raises(ValueError, match="batch of 8 is more than the 3 images"):
-        source(3).epoch(8, seeded(0))
-    assert indices(source(3).epoch(8, seeded(0), drop_last=False))[0]
-
-
-@pytest.mark.parametrize(("batch", "skip"), [(0, 0), (-1, 0), (1, -1)])
-def test_senseless_batches_and_skips_are_refused(batch, skip):
-    with pytest.raises(ValueError, match="batch must be positive"):
-        source(3).epoch(batch, seeded(0), skip)
 
 
 @pytest.mark.parametrize(
