@@ -4,8 +4,8 @@
         [--set key=value]... [--result FILE]
 
 DIR is an image folder with train/ and val/; every objective is a configuration in
-benchmarks/objectives; without names all are measured, once. The probe on the untrained net, with the
-weights that training starts from, is the same as on the trained one. Each row is a run directory,
+benchmarks/objectives; without names all are measured, once. The probe on the untrained net, with
+the weights that training starts from, is that of the trained one. Each row is a run directory,
 so the command goes on where it was stopped. Tune with `--set dataset.holdout=0.2`, which leaves the
 validation images alone.
 """
