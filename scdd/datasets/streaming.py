@@ -212,8 +212,9 @@ def _finished(flat: Tensor, request: Request) -> Iterator[Tensor]:
     for crop, made in zip(
         request.crops, _kinds(flat, len(request.rows), request.crops), strict=True
     ):
-        x = made.float() / 255
-        yield torch.where(crop.flip.to(x.device).view(-1, 1, 1, 1), x.flip(3), x)
+        flipped = crop.flip.nonzero().flatten().to(made.device)
+        made.index_copy_(0, flipped, made[flipped].flip(3))  # As bytes, a quarter of the work.
+        yield made.float().div_(255)
 
 
 def _plain(crop: CropDraw) -> _PlainCrop:
