@@ -7,6 +7,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkProcess
 from pathlib import Path
@@ -245,7 +246,7 @@ def endless(root: Path, errors: Path, pids: Connection, blocked: bool) -> None:
 @pytest.fixture
 def start_endless(mixed_folder, tmp_path):
     """Return `start(blocked)`, giving a process that streams, its workers and its errors."""
-    started = []
+    started: list[int] = []
 
     def start(blocked: bool) -> tuple[ForkProcess, list[int], Path]:
         fork = multiprocessing.get_context("fork")
@@ -253,14 +254,16 @@ def start_endless(mixed_folder, tmp_path):
         errors = tmp_path / "errors.txt"
         process = fork.Process(target=endless, args=(mixed_folder, errors, theirs, blocked))
         process.start()
-        started.append(process)
+        started.append(process.pid)
         assert ours.poll(60), errors.read_text()
-        return process, ours.recv(), errors
+        workers = ours.recv()
+        started.extend(workers)
+        return process, workers, errors
 
     yield start
-    for process in started:
-        process.kill()
-        process.join()
+    for pid in started:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
 def all_have_ended(pids: list[int]) -> bool:
