@@ -1,7 +1,6 @@
 """Images decoded whenever they are wanted: any number of them in the memory of a few batches."""
 
 import os
-import signal
 import sys
 import threading
 from collections import deque
@@ -226,7 +225,6 @@ def _unchanged(result: Any) -> Any:
 
 
 def _begin_worker(_: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the main process, which ends us.
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
