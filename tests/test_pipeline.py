@@ -80,7 +80,9 @@ def made_by_steps(run: Path) -> dict[str, int]:
 
 
 def test_every_step_reads_steps_before_it_and_sections_that_exist():
-    assert [step.name for step in pipeline.SCDD] == list(tiny_run.STEPS)
+    assert [step.name for step in pipeline.SCDD if step.name != "squeeze_labellers"] == list(
+        tiny_run.STEPS
+    )
     before: set[str] = set()
     for step in pipeline.SCDD:
         assert set(step.inputs) <= before

@@ -28,8 +28,8 @@ SETTINGS = {
     "dataset.train_per_class": 12,
     "squeeze.arch": "resnet8",
     "squeeze.epochs": 2,
-    "squeeze.batch": 32,
-    "squeeze.objective.queue": 96,
+    "squeeze.batch": 16,
+    "squeeze.objective.queue": 32,
     "ipc": 2,
     # Two batches, so that there is something between the first shard and the last.
     "recover.batch": 10,
