@@ -10,7 +10,7 @@ import json
 import re
 import sys
 from pathlib import Path
-from statistics import mean
+from statistics import mean, median
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -93,7 +93,28 @@ def objectives_table(result: dict[str, Any]) -> str:
     return f"{table([*headers, 'rank', 'epochs', 'time'], lines)}\n\n{note}\n"
 
 
-TABLES = {"scdd result 1": run_table, "scdd objectives 1": objectives_table}
+def throughput_table(result: dict[str, Any]) -> str:
+    """Views a second beside torchvision's, and their ratio."""
+    lines = []
+    for row in result["rows"]:
+        ours, theirs = median(row["ours"]), median(row["torchvision"])
+        lines.append([row["views"], f"{ours:.0f}", f"{theirs:.0f}", f"{ours / theirs:.1f}"])
+    environment, settings = result["environment"], result["settings"]
+    note = (
+        f"Images a second with two {settings['size']} px views each, medians of {result['n']} "
+        f"interleaved rounds: here with {environment['cpu_threads']} thread, torchvision in "
+        f"{settings['workers']} DataLoader workers, on two cores of {environment['processor']}, "
+        f"torch {environment['versions']['torch']}, commit {result['commit']}."
+    )
+    headers = ["views", "images/s", "torchvision, images/s", "ratio"]
+    return f"{table(headers, lines)}\n\n{note}\n"
+
+
+TABLES = {
+    "scdd throughput 1": throughput_table,
+    "scdd result 1": run_table,
+    "scdd objectives 1": objectives_table,
+}
 
 
 def build(text: str) -> str:
