@@ -1,4 +1,4 @@
-"""Build the tables of the README from benchmarks/results/*.json.
+"""Build the tables of the documents from benchmarks/results/*.json.
 
     python benchmarks/tables.py            # rewrite the marked blocks
     python benchmarks/tables.py --check    # fail if a block differs from the files
@@ -20,7 +20,7 @@ from scdd.config.posttrain import PosttrainConfig  # noqa: E402
 from scdd.progress import duration  # noqa: E402
 from scdd.tables import mean_sd, size, table  # noqa: E402
 
-DOCUMENTS = ("README.md",)
+DOCUMENTS = ("README.md", "docs/teacher.md")
 BLOCK = re.compile(r"(<!-- table: (?P<name>[\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 REAL_PIXELS = {"distilled": "no", "distilled, real start": "start only", "random real": "yes"}
 
