@@ -189,7 +189,7 @@ def main() -> None:
             "schema": SCHEMA,
             "commit": commit(),
             "environment": about,
-            "settings": settings,
+            "config": settings,
             "n": options.rounds,
             "rows": rows,
         }

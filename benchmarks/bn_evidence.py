@@ -69,7 +69,8 @@ def main() -> None:
             "schema": SCHEMA,
             "commit": commit(),
             "environment": environment("cpu", torch.get_num_threads()) | {"command": ""},
-            "distillation": read_yaml(DISTILLATION),
+            "n": len(rows),
+            "config": read_yaml(DISTILLATION),
             "rows": rows,
         }
         write_json(options.result, result)

@@ -13,6 +13,7 @@ validation images alone.
 import argparse
 import json
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,8 @@ def main() -> None:
             "schema": SCHEMA,
             "commit": commit(),
             "environment": environment("cpu", torch.get_num_threads()) | {"command": ""},
+            "n": Counter(row["objective"] for row in rows),
+            "config": {row["objective"]: row.pop("config") for row in rows},
             "rows": rows,
         }
         write_json(options.result, result)

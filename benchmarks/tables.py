@@ -80,7 +80,7 @@ def objectives_table(result: dict[str, Any]) -> str:
                 duration(max(row["seconds"] for row in rows)),
             ]
         )
-    environment, squeeze = result["environment"], result["rows"][0]["config"]["squeeze"]
+    environment, squeeze = result["environment"], result["config"][names[0]]["squeeze"]
     note = (
         f"Top-1 % of a linear probe on frozen features of {squeeze['arch']}, fitted on the images "
         "of the pre-training and measured on the validation images; gains are over the same probe "
@@ -99,7 +99,7 @@ def throughput_table(result: dict[str, Any]) -> str:
     for row in result["rows"]:
         ours, theirs = median(row["ours"]), median(row["torchvision"])
         lines.append([row["views"], f"{ours:.0f}", f"{theirs:.0f}", f"{ours / theirs:.1f}"])
-    environment, settings = result["environment"], result["settings"]
+    environment, settings = result["environment"], result["config"]
     note = (
         f"Images a second with two {settings['size']} px views each, medians of {result['n']} "
         f"interleaved rounds: here with {environment['cpu_threads']} thread, torchvision in "
