@@ -8,18 +8,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from scdd.checkpoint import NO_CHECKPOINT
 from scdd.config.objectives import DinoConfig
 from scdd.config.squeeze import SqueezeConfig
-from scdd.config.views import ViewConfig
-from scdd.datasets.sources import ResidentSource
 from scdd.models import create_model
 from scdd.objectives import Batch, create_objective
 from scdd.objectives.dino import Dino
-from scdd.stages.squeeze import squeeze
-from scdd.training import clip_each, make_optimizer
-
-SIZE, LOCAL, COUNT = 16, 8, 6
+from scdd.training import make_optimizer
+from tests.objectives.multicrop_training import (
+    SIZE,
+    assert_close_gradients,
+    batch,
+    sixty_steps,
+    train,
+)
 
 
 def new(**changes: Any) -> Dino:
@@ -32,13 +33,6 @@ def new(**changes: Any) -> Dino:
             slow.add_(0.05 * torch.randn_like(slow))
         objective.centre.copy_(0.1 * torch.randn(10))
     return objective
-
-
-def batch(step: int = 0, local: int = 3) -> Batch:
-    draw = torch.Generator().manual_seed(100 + step)
-    sides = [SIZE] * 2 + [LOCAL] * local
-    views = tuple(torch.randn(COUNT, 3, side, side, generator=draw) for side in sides)
-    return Batch(views, torch.zeros(COUNT).long(), torch.arange(COUNT), draw)
 
 
 def unit(x: Tensor) -> Tensor:
@@ -77,17 +71,6 @@ def paper_loss(teacher: Any, student: Any, centre: Tensor, hot: float, cold: flo
                 total = total - (p / p.sum() * torch.log(q / q.sum())).sum()
                 terms += 1
     return total / terms
-
-
-def assert_close_gradients(mine: nn.Module, truth: nn.Module) -> None:
-    """Of each tensor within rounding; a bias before BatchNorm has nothing but rounding."""
-    wanted = {name: p.grad for name, p in truth.named_parameters() if p.grad is not None}
-    rounding = 1e-6 * max(gradient.norm() for gradient in wanted.values())
-    found = {name: p.grad for name, p in mine.named_parameters() if p.grad is not None}
-    assert found.keys() == wanted.keys()
-    for name, gradient in wanted.items():
-        error = (found[name] - gradient).norm()
-        assert error <= 2e-4 * gradient.norm() + rounding, name
 
 
 @pytest.mark.parametrize("local", [0, 1, 3])
@@ -263,22 +246,6 @@ def test_the_teacher_gets_no_gradient_and_is_not_optimised(kind: Any):
     assert not objective.centre.requires_grad and not torch.equal(objective.centre, centre)
 
 
-def train(objective: Dino, optimizer: torch.optim.Optimizer, epochs: list[float]) -> list[float]:
-    """Steps as squeeze makes them; the losses."""
-    found = []
-    for epoch in epochs:
-        objective.on_step_begin(epoch, 10)
-        loss = objective(batch(int(10 * epoch))).value
-        optimizer.zero_grad()
-        loss.backward()
-        objective.on_backward_end()
-        clip_each(objective, 3.0)
-        optimizer.step()
-        objective.on_step_end()
-        found.append(loss.item())
-    return found
-
-
 @pytest.mark.parametrize("kind", ["sgd", "adamw", "lars"])
 def test_a_frozen_last_layer_stays_bit_for_bit_and_then_learns(kind: Any):
     objective = new(freeze_epochs=1.5)
@@ -377,43 +344,10 @@ def test_a_student_with_equal_outputs_stays_at_the_logarithm_of_their_number():
     assert objective(batch()).value.item() == pytest.approx(math.log(10), rel=1e-6)
 
 
-def coloured_images() -> ResidentSource:
-    """256 images that a crop of any size tells apart: a colour each, under noise."""
-    draw = torch.Generator().manual_seed(0)
-    colour = torch.randint(40, 216, (256, 3, 1, 1), generator=draw)
-    images = colour + torch.randint(-40, 40, (256, 3, SIZE, SIZE), generator=draw)
-    mean, std = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
-    return ResidentSource(images.to(torch.uint8), torch.arange(256) % 4, tuple("abcd"), mean, std)
-
-
 @pytest.mark.slow
 def test_the_loss_falls_in_sixty_steps_with_local_crops_and_the_teacher_is_kept():
-    still = {"jitter": 0.0, "grey": 0.0}
-    cfg = SqueezeConfig(
-        arch="resnet8",
-        objective=DinoConfig(dim=32, hidden=64, bottleneck=16, head_bn=True, momentum=0.9),
-        epochs=10,
-        batch=40,
-        optimizer="adamw",
-        lr=2e-3,
-        views=(
-            ViewConfig(count=2, crop_scale=(0.3, 1.0), **still),
-            ViewConfig(count=4, size=LOCAL, crop_scale=(0.1, 0.4), **still),
-        ),
-        knn_every=0,
-    )
-    lines: list[dict[str, Any]] = []
-    images = coloured_images()
-    objective = squeeze(
-        cfg,
-        images,
-        images,
-        SIZE,
-        0,
-        torch.device("cpu"),
-        NO_CHECKPOINT,
-        lambda stage, **values: lines.append(values),
-    )
+    settings = DinoConfig(dim=32, hidden=64, bottleneck=16, head_bn=True, momentum=0.9)
+    objective, lines = sixty_steps(settings)
     assert lines[-1]["step"] == 60
     assert lines[-1]["loss"] < 0.6 * lines[0]["loss"]
     assert lines[-1]["loss"] < 0.5 * math.log(32)
