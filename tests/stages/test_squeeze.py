@@ -1,6 +1,7 @@
 """Pre-training: resumed bit for bit, learning, and the sentences when it cannot go on."""
 
 import math
+import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -386,10 +387,10 @@ def test_a_queue_longer_than_the_training_set_is_refused(objective: Any, make_so
 def refusal(
     cfg: SqueezeConfig, train: ResidentSource, checkpoint: Checkpoint = NO_CHECKPOINT
 ) -> str:
-    """The sentence that ends a run."""
+    """The sentence that ends a run, without the digits of a spread that hang on the processor."""
     with pytest.raises(RunError) as caught:
         run(cfg, train, train, checkpoint=checkpoint)
-    return str(caught.value)
+    return re.sub(r"(?<=spread 0\.0)[01]\d", "..", str(caught.value))
 
 
 # With a warm-up the first step has a rate of 0, so it leaves a good state.
@@ -413,7 +414,7 @@ COLLAPSE = {"weight_decay": 10.0, "decay": "matrices"}
         ),
         (
             COLLAPSE,
-            "squeeze: the embeddings collapse to one point (spread 0.009 at step {step}, below "
+            "squeeze: the embeddings collapse to one point (spread 0.0.. at step {step}, below "
             "squeeze.collapse_below = 0.02); lower squeeze.lr or change squeeze.objective, and run "
             "again with --redo squeeze",
         ),
@@ -440,7 +441,7 @@ def test_without_a_checkpoint_a_collapse_ends_the_run_with_its_epoch_and_may_be_
 ):
     train = make_source(34)
     assert refusal(settings(**COLLAPSE), train).startswith(
-        "squeeze: the embeddings collapse to one point (spread 0.009 at step 8, below "
+        "squeeze: the embeddings collapse to one point (spread 0.0.. at step 8, below "
     )
     _, lines = run(settings(**COLLAPSE, collapse_below=0.0), train, train)
     assert lines[-1]["epoch"] == 3
