@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from scdd.config.run import RunConfig
 from scdd.config.squeeze import SqueezeConfig
+from scdd.config.stem import Stem
 from scdd.datasets import load_dataset
 from scdd.models import create_model
 from scdd.pipeline import steps_of
@@ -28,6 +29,7 @@ class Cost:
 
     step: str
     arch: str
+    stem: Stem | None
     num_classes: int
     images: int
     passes: str
@@ -92,6 +94,7 @@ def estimate(cfg: RunConfig, device: torch.device) -> str:
 
 def _costs(cfg: RunConfig, classes: int, squeezed: int, train: int) -> list[Cost]:
     teacher, student, rows = cfg.squeeze.arch, cfg.posttrain.arch, classes * cfg.ipc
+    stem = cfg.squeeze.stem
     whole = cfg.dataset.image_size
     labels = 2.0 * cfg.relabel.views * rows * classes
     width = int(create_model(teacher, 0, whole).feature_dim)  # type: ignore[arg-type]
@@ -104,10 +107,11 @@ def _costs(cfg: RunConfig, classes: int, squeezed: int, train: int) -> list[Cost
     costs = [
         *_squeezes("squeeze", [cfg.squeeze], squeezed, whole),
         *_squeezes("squeeze_labellers", cfg.squeeze_labellers, train, whole),
-        Cost("probe", teacher, 0, probed, "forward", 500, 4.0 * stored * width),
+        Cost("probe", teacher, stem, 0, probed, "forward", 500, 4.0 * stored * width),
         Cost(
             "recover",
             teacher,
+            stem,
             classes,
             rows * cfg.recover.iterations,
             "input gradient",
@@ -115,12 +119,13 @@ def _costs(cfg: RunConfig, classes: int, squeezed: int, train: int) -> list[Cost
             picture,
         ),
         *(
-            Cost(step, teacher, classes, labelled, "forward", 500, labels + picture)
+            Cost(step, teacher, stem, classes, labelled, "forward", 500, labels + picture)
             for step in ("relabel", "relabel_real", "baseline")
         ),
         Cost(
             "posttrain",
             student,
+            None,
             classes,
             students * cfg.posttrain.epochs * rows,
             "training",
@@ -134,6 +139,7 @@ def _costs(cfg: RunConfig, classes: int, squeezed: int, train: int) -> list[Cost
             Cost(
                 "recover_real",
                 teacher,
+                stem,
                 classes,
                 rows * real.iterations,
                 "input gradient",
@@ -152,12 +158,12 @@ def _squeezes(
         if cfg.checkpoint is None:
             areas = [((side or whole) / whole) ** 2 for side in cfg.view_sizes]
             passes = round(cfg.epochs * images * cfg.objective.training_passes(areas))
-            yield Cost(step, cfg.arch, 0, passes, "training", cfg.batch, 0)
+            yield Cost(step, cfg.arch, cfg.stem, 0, passes, "training", cfg.batch, 0)
 
 
 def _measure(cost: Cost, image_size: int, device: torch.device) -> tuple[float, float]:
     """FLOPs an image, and images a second, of one network in one kind of pass."""
-    net = create_model(cost.arch, cost.num_classes, image_size).to(device)
+    net = create_model(cost.arch, cost.num_classes, image_size, cost.stem).to(device)
     net.train(cost.passes == "training").requires_grad_(cost.passes == "training")
     counter = FlopCounterMode(display=False)
     with counter, torch.no_grad():

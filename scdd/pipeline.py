@@ -280,8 +280,10 @@ def _remove(paths: Iterable[Path]) -> None:
 def _check_networks(cfg: RunConfig) -> None:
     """Refuse at once a network that a later step would refuse hours later."""
     size = cfg.dataset.image_size
-    others = (cfg.posttrain.arch, *(labeller.arch for labeller in cfg.squeeze_labellers))
-    teacher, *_ = (create_model(arch, 1, size) for arch in (cfg.squeeze.arch, *others))
+    for labeller in cfg.squeeze_labellers:
+        create_model(labeller.arch, 1, size, labeller.stem)
+    create_model(cfg.posttrain.arch, 1, size)
+    teacher = create_model(cfg.squeeze.arch, 1, size, cfg.squeeze.stem)
     if not any(isinstance(module, nn.BatchNorm2d) for module in teacher.modules()):
         raise ConfigError(
             f"squeeze.arch = {cfg.squeeze.arch} has no BatchNorm2d layer, whose statistics recover "

@@ -4,7 +4,6 @@ from pydantic import field_validator
 
 from scdd.config.known_checkpoints import find
 from scdd.config.section import Section
-from scdd.config.stem import Stem
 from scdd.errors import ConfigError
 
 
@@ -15,8 +14,6 @@ class CheckpointConfig(Section):
     """The weights: MoCo, SwAV, DINO, Barlow Twins, solo-learn, lightly, timm, torchvision, scdd."""
     head: str | None = None
     """A second file with the linear classifier, where it is published apart (SwAV, DINO)."""
-    stem: Stem | None = None
-    """Needed where the first convolution is 3x3, since weights do not tell stride and pool."""
     known: str | None = None
     """Name in `scdd checkpoints`, to have architecture, mean, std and accuracy compared."""
 

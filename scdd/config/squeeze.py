@@ -14,6 +14,7 @@ from pydantic import (
 from scdd.config.checkpoint import CheckpointConfig
 from scdd.config.objectives import VIEWS, MocoV2Config, ObjectiveConfig
 from scdd.config.section import Probability, Section
+from scdd.config.stem import Stem
 from scdd.config.views import ViewConfig
 
 
@@ -25,6 +26,9 @@ class SqueezeConfig(Section):
     zero_init_residual: bool = False
     """Start residual branches at zero, as MoCo v3 and Barlow Twins do on ImageNet."""
     objective: ObjectiveConfig = MocoV2Config()
+    stem: Stem | None = None
+    """First layers of a ResNet; not given: what suits the image size. A checkpoint whose first
+    convolution is 3x3 needs it, since weights do not tell stride, padding and pool."""
     checkpoint: CheckpointConfig | None = None
     """Take the weights of a file and train nothing; what follows here is then without effect."""
     epochs: PositiveInt = 200

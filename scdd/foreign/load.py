@@ -71,6 +71,7 @@ def squeezed_from(
     image_size: int,
     mean: Triple | None,
     std: Triple | None,
+    stem: Stem | None = None,
     classes: int | None = None,
 ) -> Loaded:
     """Load what a configuration asks for in place of a squeeze.
@@ -95,7 +96,7 @@ def squeezed_from(
             f"set dataset.mean and dataset.std{values}"
         )
     head = Path(cfg.head).expanduser() if cfg.head else None
-    loaded = load_backbone(Path(cfg.path).expanduser(), arch, image_size, cfg.stem, head, classes)
+    loaded = load_backbone(Path(cfg.path).expanduser(), arch, image_size, stem, head, classes)
     if known is not None:
         loaded = _with_facts(loaded, known)
     if loaded.mean is not None and loaded.std is not None:
@@ -172,18 +173,18 @@ def _stem(path: Path, match: Match, stem: Stem | None) -> Stem:
             f"{path}: found {match.described}, whose first convolution is {kernel}x{kernel}"
             f"{lacking}, and weights do not tell its stride (1 or 2), its padding (1, or 2 as in "
             "solo-learn) and whether a max-pool follows; say so, as in "
-            f"squeeze.checkpoint.stem: {{kernel: {kernel}, stride: {1 if kernel == 3 else 2}, "
+            f"squeeze.stem: {{kernel: {kernel}, stride: {1 if kernel == 3 else 2}, "
             f"padding: {kernel // 2}, max_pool: false}}"
         )
     if stem.kernel != kernel:
         raise CheckpointError(
             f"{path}: its first convolution is {kernel}x{kernel}, but the stem asks for "
-            f"{stem.kernel}x{stem.kernel}; set squeeze.checkpoint.stem.kernel: {kernel}"
+            f"{stem.kernel}x{stem.kernel}; set squeeze.stem.kernel: {kernel}"
         )
     if stem.max_pool and "max-pool" in without:
         raise CheckpointError(
             f"{path}: found {match.described}, where no max-pool has a place; "
-            "set squeeze.checkpoint.stem.max_pool: false"
+            "set squeeze.stem.max_pool: false"
         )
     return stem.model_copy(update={"relu": False}) if "ReLU" in without else stem
 

@@ -35,7 +35,7 @@ def create_objective(
     Raises:
         ConfigError: if the architecture is unknown, or cannot be made as the section asks.
     """
-    backbone, objective = create_model(cfg.arch, 0, image_size), cfg.objective
+    backbone, objective = create_model(cfg.arch, 0, image_size, cfg.stem), cfg.objective
     if cfg.zero_init_residual:
         zero_init_residual(backbone)
     match objective:

@@ -68,7 +68,13 @@ def _squeeze(
     elif cfg.checkpoint is not None:
         target.mkdir(exist_ok=True)
         loaded = squeezed_from(
-            cfg.checkpoint, cfg.arch, data.image_size, images.mean, images.std, len(data.classes)
+            cfg.checkpoint,
+            cfg.arch,
+            data.image_size,
+            images.mean,
+            images.std,
+            cfg.stem,
+            len(data.classes),
         )
         for line in loaded.report.lines():
             say(f"  {line}")

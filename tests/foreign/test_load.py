@@ -248,9 +248,7 @@ def test_a_small_stem_is_asked_for_and_then_exact(writer, layout, tmp_path):
     path = write(tmp_path / "file", writer(*state_of(theirs)))
     sentence = refusal(path)
     assert "first convolution is 3x3" in sentence
-    assert (
-        "squeeze.checkpoint.stem: {kernel: 3, stride: 1, padding: 1, max_pool: false}" in sentence
-    )
+    assert "squeeze.stem: {kernel: 3, stride: 1, padding: 1, max_pool: false}" in sentence
     assert "1, or 2 as in solo-learn" in sentence
     stem = SMALL.model_copy(update={"padding": padding})
     loaded = load_backbone(path, "resnet18", 32, stem)
@@ -294,9 +292,7 @@ def test_the_same_net_not_taken_apart_keeps_its_relu(tmp_path):
 def test_a_stem_that_contradicts_the_file_is_refused(small, net, tmp_path):
     path = write(tmp_path / "small", layouts.moco_notebook(*state_of(small)))
     pooled = SMALL.model_copy(update={"max_pool": True})
-    assert "no max-pool has a place; set squeeze.checkpoint.stem.max_pool: false" in refusal(
-        path, stem=pooled
-    )
+    assert "no max-pool has a place; set squeeze.stem.max_pool: false" in refusal(path, stem=pooled)
     assert "is 3x3, but the stem asks for 7x7" in refusal(path, stem=STOCK)
     path = write(tmp_path / "large", layouts.flat(*state_of(net)))
     assert "is 7x7, but the stem asks for 3x3" in refusal(path, stem=SMALL)

@@ -166,3 +166,21 @@ def test_a_loaded_backbone_that_tells_nothing_apart_stops_at_the_gate(tmp_path: 
     with pytest.raises(RunError, match="the usual causes are"):
         distill(cfg, tmp_path / "run", until="probe")
     assert (tmp_path / "run" / "squeeze" / "done.json").exists()
+
+
+def test_a_chosen_stem_is_trained_and_goes_with_the_weights_from_then_on(tmp_path: Path):
+    stem = {"kernel": 3, "stride": 2, "padding": 1, "max_pool": False}
+    cfg = config(
+        squeeze__arch="resnet18", squeeze__stem=json.dumps(stem), squeeze__epochs=1, probe__floor=0
+    )
+    distill(cfg, tmp_path / "run", until="probe")
+    for file in ("squeeze/backbone.safetensors", "probe/teacher.safetensors"):
+        weights, about = load_weights(tmp_path / "run" / file)
+        assert about["stem_spec"] == {**stem, "relu": True}
+        assert weights["conv1.weight"].shape == (64, 3, 3, 3)
+
+
+def test_a_stem_for_a_network_without_the_choice_is_refused_at_once(tmp_path: Path):
+    stem = json.dumps({"kernel": 3, "stride": 1, "padding": 1, "max_pool": False})
+    with pytest.raises(ConfigError, match="resnet8: has no choice of stem"):
+        distill(config(squeeze__stem=stem), tmp_path / "run")
