@@ -10,6 +10,7 @@ which a GPU chooses its kernels, are not counted.
 import argparse
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +93,7 @@ def measure(cfg: SqueezeConfig, size: int, steps: int, device: torch.device) -> 
         NO_CHECKPOINT,
         lambda stage, **line: ends.append(time.monotonic()),
     )
-    seconds = [after - before for before, after in zip(ends, ends[1:], strict=False)]
+    seconds = [after - before for before, after in pairwise(ends)]
     rates = sorted((len(images) / epoch for epoch in seconds[WARM_UP - 1 :]), reverse=True)
     return {"image_size": size, "images_per_second": rates}
 
