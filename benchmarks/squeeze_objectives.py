@@ -96,7 +96,8 @@ def measure(name: str, seed: int, data: Path, out: Path, overrides: list[str]) -
         return json.loads(record.read_text())
     distill(cfg, run, until="probe")
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    epochs = [line for line in lines if line["stage"] == "squeeze"]
+    # What a kill made necessary again is logged again.
+    epochs = [*{line["epoch"]: line for line in lines if line["stage"] == "squeeze"}.values()]
     teacher = next(line for line in reversed(lines) if line["stage"] == "probe")
     done = json.loads((run / "squeeze" / "done.json").read_text())
     row = {

@@ -47,7 +47,9 @@ class World:
     def device(self, device: torch.device) -> torch.device:
         """Give every rank of a machine its own GPU, where no number was asked for."""
         if self.size > 1 and device.type == "cuda" and device.index is None:
-            return torch.device("cuda", self.local_rank)
+            device = torch.device("cuda", self.local_rank)
+            torch.cuda.set_device(device)
+            return device
         return device
 
 

@@ -23,12 +23,13 @@ class Monitor:
         self.good = 0
         """Step at which the last checkpoint was saved."""
         self._embedding: Tensor | None = None
+        self._spread = torch.ones((), device=device)
 
     def add(self, loss: Tensor, embedding: Tensor) -> None:
         """Take note of a step: its loss [] and its embeddings [B, D], on every process."""
         of_all = total(torch.stack([loss.detach().float(), spread(embedding)])) / rank_and_size()[1]
         self.sums += torch.cat([of_all, of_all.new_ones(1)])
-        self._embedding = embedding
+        self._embedding, self._spread = embedding, of_all[1]
 
     def check(self, step: int, trained: nn.Module) -> None:
         """Refuse to go on, or to save, if the loss or a weight is no number, or all is one point.
@@ -40,14 +41,16 @@ class Monitor:
         name, lr = self.step_name, self.cfg.lr
         then = f"and run again with --redo {name}"
         if self.good:
-            then += f"; the state of step {self.good} is kept in {self.checkpoint}"
+            then += (
+                f", which moves aside, but keeps, the state of step {self.good} in "
+                f"{self.checkpoint}"
+            )
         finite = all(bool(p.isfinite().all()) for p in trained.parameters())
         if not finite or not math.isfinite(loss):
             what = "a weight is no number" if math.isfinite(loss) else f"the loss is {loss / count}"
             raise RunError(f"{name}: {what} at step {step}; lower {name}.lr (now {lr}) {then}")
-        assert self._embedding is not None
         # Of this step: the epoch's mean would let collapsed states be saved for a while.
-        now = spread(self._embedding).item()
+        now = self._spread.item()
         if now < self.cfg.collapse_below:
             raise RunError(
                 f"{name}: the embeddings collapse to one point (spread {now:.3f} "

@@ -27,9 +27,11 @@ def run_report(context: Context, step: str) -> tuple[str, ...]:
     protocol = protocol_line(context.cfg.posttrain, context.cfg.recipe, results)
     head = "its own classifier" if teacher["solver"] == "given" else "linear probe on all labels"
     elsewhere = "" if context.cfg.squeeze_dataset is None else " of other images (squeeze_dataset)"
+    epochs = "" if teacher["epoch"] is None else f", {teacher['epoch']} epochs"
+    origin = "loaded weights" if teacher["objective"] == "unknown" else teacher["objective"]
     teacher_line = (
-        f"Teacher ({teacher['arch']}, {teacher['objective']}, {teacher['epoch']} epochs"
-        f"{elsewhere}, {head}): {teacher['val_top1']:.1f} % of the same validation images."
+        f"Teacher ({teacher['arch']}, {origin}{epochs}{elsewhere}, {head}): "
+        f"{teacher['val_top1']:.1f} % of the same validation images."
     )
     draw_gallery(
         folder / "gallery.png",

@@ -89,8 +89,8 @@ def colour_jitter(images: Tensor, draw: ColourDraw) -> Tensor:
     factor = draw.factors[rows].gather(1, operation)
     to_mean, to_luma = ((1 - factor) * (operation == kind) for kind in (CONTRAST, SATURATION))
     numbers = torch.cat([draw.shift[rows, None], factor, to_mean, to_luma], dim=1)
-    shift, *blends = numbers.to(images.device, images.dtype).unbind(dim=1)
-    index = rows.to(images.device)
+    shift, *blends = numbers.to(images.device, images.dtype, non_blocking=True).unbind(dim=1)
+    index = rows.to(images.device, non_blocking=True)
     x = images[index]
     for turn in range(SPARED):
         if turn > 0:
@@ -125,7 +125,8 @@ def adjust_hue(images: Tensor, shift: Tensor) -> Tensor:
     hue = hue / (6 * chroma).clamp(min=torch.finfo(images.dtype).tiny)
     hue = hue + shift.remainder(1)[:, None, None]
     # Every channel is a wave over the hue, clipped to what the pixel spans.
-    offsets = torch.tensor([1, 2 / 3, 1 / 3], device=images.device, dtype=images.dtype)
+    offsets = torch.tensor([1, 2 / 3, 1 / 3], dtype=images.dtype)
+    offsets = offsets.to(images.device, non_blocking=True)
     wave = (hue.unsqueeze(1) + offsets.view(1, 3, 1, 1)).frac_().sub_(0.5).abs_()
     low, value, chroma = low.unsqueeze(1), value.unsqueeze(1), chroma.unsqueeze(1)
     return torch.addcmul(low - chroma, chroma, wave, value=6).clamp_(low, value)
@@ -143,7 +144,7 @@ def gaussian_blur(images: Tensor, sigma: Tensor) -> Tensor:
 
 def _where(images: Tensor, chosen: Tensor, operation: Callable[[Tensor], Tensor]) -> Tensor:
     """Apply `operation` to the images that are `chosen`, a bool [B] on the CPU."""
-    rows = chosen.nonzero().flatten().to(images.device)
+    rows = chosen.nonzero().flatten().to(images.device, non_blocking=True)
     if len(rows) == 0:
         return images
     return images.index_copy(0, rows, operation(images[rows]))

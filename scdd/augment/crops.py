@@ -78,7 +78,7 @@ def resized_crop(images: Tensor, boxes: Tensor, size: int, flip: Tensor | None =
         flip: bool [B] or [1]; these results are mirrored left to right.
     """
     height, width = images.shape[2:]
-    boxes = boxes.to(images.device)
+    boxes = boxes.to(images.device, non_blocking=True)
     rows = _interpolation(boxes[:, 0], boxes[:, 2], height, size, None).to(images.dtype)
     columns = _interpolation(boxes[:, 1], boxes[:, 3], width, size, flip).to(images.dtype)
     return resample(images, rows, columns)
@@ -106,7 +106,7 @@ def _interpolation(
     scale = (length.float() / size)[:, None]
     out = torch.arange(size, device=device, dtype=torch.float32)[None]
     if flip is not None:
-        out = torch.where(flip.to(device)[:, None], size - 1 - out, out)
+        out = torch.where(flip.to(device, non_blocking=True)[:, None], size - 1 - out, out)
     centre = ((out + 0.5) * scale)[..., None]
     support = scale.clamp(min=1)[..., None]
 

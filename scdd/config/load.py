@@ -3,6 +3,7 @@
 import copy
 import difflib
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, get_args
 
@@ -182,18 +183,18 @@ def _apply(settings: dict[str, Any], override: str) -> None:
         raise ConfigError(f"--set {override}: the value is not valid YAML") from error
     *sections, last = key.split(".")
     place: Any = settings
-    for section in sections:
-        place = _entry(place, section, override)
+    for section, following in pairwise((*sections, last)):
+        place = _entry(place, section, following, override)
         if not isinstance(place, dict | list):
             raise ConfigError(f"--set {override}: {section} is a value, not a section")
     if isinstance(place, list):
-        _entry(place, last, override)
+        _entry(place, last, "", override)
         place[int(last)] = value
     else:
         place[last] = value
 
 
-def _entry(place: Any, name: str, override: str) -> Any:
+def _entry(place: Any, name: str, following: str, override: str) -> Any:
     """A part of a section, made where there is none, or a numbered entry of a list."""
     if isinstance(place, list):
         if not name.isdecimal() or int(name) >= len(place):
@@ -203,6 +204,11 @@ def _entry(place: Any, name: str, override: str) -> Any:
             )
         return place[int(name)]
     if place.get(name) is None:
+        if following.isdecimal():
+            raise ConfigError(
+                f"--set {override}: the configuration has no {name} of its own to change; give the "
+                "whole list"
+            )
         place[name] = {}
     return place[name]
 

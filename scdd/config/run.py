@@ -35,7 +35,8 @@ class RunConfig(Section):
     that follows see `dataset`, normalised as the backbone knows it. Not given: `dataset`."""
     squeeze: SqueezeConfig = SqueezeConfig()
     squeeze_labellers: tuple[SqueezeConfig, ...] = ()
-    """More networks, pre-trained beside the backbone; one of each architecture."""
+    """More networks, pre-trained beside the backbone; one of each architecture. No later step
+    uses them yet."""
     probe: ProbeConfig = ProbeConfig()
     recover: RecoverConfig = RecoverConfig()
     relabel: RelabelConfig = RelabelConfig()

@@ -12,7 +12,7 @@ from pydantic import (
 )
 
 from scdd.config.checkpoint import CheckpointConfig
-from scdd.config.objectives import VIEWS, MocoV2Config, ObjectiveConfig
+from scdd.config.objectives import VIEWS, MocoV2Config, ObjectiveConfig, SwavConfig
 from scdd.config.section import Probability, Section
 from scdd.config.stem import Stem
 from scdd.config.views import ViewConfig
@@ -90,6 +90,22 @@ class SqueezeConfig(Section):
             raise ValueError(
                 f"objective.queue is {self.objective.queue}, but a step makes {keys} keys; choose "
                 f"a queue of at least {keys}, or a smaller batch"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _no_part_of_the_objective_is_idle(self) -> Self:
+        objective = self.objective
+        if isinstance(objective, MocoV2Config) and 2 * objective.key_splits > self.batch:
+            raise ValueError(
+                f"objective.key_splits is {objective.key_splits}, which leaves less than two of "
+                f"{self.batch} images to each; lower it or raise the batch"
+            )
+        late = isinstance(objective, SwavConfig) and objective.queue_from_epoch >= self.epochs
+        if isinstance(objective, SwavConfig) and objective.queue and late:
+            raise ValueError(
+                f"objective.queue_from_epoch is {objective.queue_from_epoch}, but there are only "
+                f"{self.epochs} epochs, so the queue would never be used; lower it"
             )
         return self
 

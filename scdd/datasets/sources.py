@@ -87,7 +87,7 @@ class ResidentSource:
                 f"this source keeps its images at {stored} px and cannot give {size} px; "
                 f"load the dataset with image_size={size}"
             )
-        return self.images.index_select(0, indices.to(self.images.device))
+        return self.images.index_select(0, indices.to(self.images.device, non_blocking=True))
 
     def crops(self, requests: Iterable[Request]) -> Iterator[tuple[Tensor, ...]]:
         """Yield, request by request, its crops as float [B, 3, size, size] in [0, 1]."""

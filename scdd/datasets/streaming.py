@@ -91,7 +91,9 @@ class StreamingSource:
             for result in results:
                 if isinstance(result, DataError):
                     raise result
-                yield tuple(_finished(result.to(self.device), under_way.popleft()))
+                yield tuple(
+                    _finished(result.to(self.device, non_blocking=True), under_way.popleft())
+                )
         except RuntimeError as error:
             if not str(error).startswith("DataLoader worker (pid"):
                 raise

@@ -89,16 +89,20 @@ def squeezed_from(
             f"squeeze.checkpoint.known: {known.name} is a {known.arch}, but squeeze.arch is "
             f"{arch}; set squeeze.arch: {known.arch}"
         )
-    if mean is None or std is None:
-        values = f" ({_yaml(known.mean, known.std)} for {known.name})" if known else ""
-        raise ConfigError(
-            f"{cfg.path}: was trained with a normalisation that its keys do not carry; "
-            f"set dataset.mean and dataset.std{values}"
-        )
     head = Path(cfg.head).expanduser() if cfg.head else None
     loaded = load_backbone(Path(cfg.path).expanduser(), arch, image_size, stem, head, classes)
     if known is not None:
         loaded = _with_facts(loaded, known)
+    if mean is None or std is None:
+        if loaded.mean is not None and loaded.std is not None:
+            whose = f" for {known.name}" if known else ""
+            what = f"the values of its training ({_yaml(loaded.mean, loaded.std)}{whose})"
+        else:
+            what = "those of its training, which its keys do not carry"
+        raise ConfigError(
+            f"{cfg.path}: wants the pixel statistics that it was trained with; set dataset.mean "
+            f"and dataset.std to {what}"
+        )
     if loaded.mean is not None and loaded.std is not None:
         pairs = zip((*mean, *std), (*loaded.mean, *loaded.std), strict=True)
         if any(abs(ours - theirs) > 5e-4 for ours, theirs in pairs):

@@ -24,7 +24,8 @@ class Loss(NamedTuple):
     """What a step yields."""
 
     value: Tensor
-    """[]: mean over the images of this process."""
+    """[]: gradients are averaged over the processes, so this is the mean over the images of this
+    one, or the loss of the images of all on each."""
     embedding: Tensor
     """[B, D]: L2-normalised outputs, detached; watched for collapse."""
 

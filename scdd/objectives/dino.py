@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from scdd.config.objectives import DinoConfig
 from scdd.distributed import rank_and_size, total
 from scdd.objectives.base import Batch, Loss, Objective
+from scdd.objectives.ema import follow
 from scdd.objectives.multicrop import GLOBAL_VIEWS, crop_features, swapped_prediction_loss
 from scdd.synced_batchnorm import synced
 from scdd.training import cosine
@@ -64,14 +65,9 @@ class Dino(Objective):
             # Not zeros, with which weight decay and momentum would still move it.
             self.student_head.last_layer.weight.grad = None
 
-    @torch.no_grad()
     def on_step_end(self) -> None:
-        online: list[Tensor] = [
-            *self.student_backbone.parameters(),
-            *self.student_head.parameters(),
-        ]
-        slow: list[Tensor] = [*self.backbone.parameters(), *self.head.parameters()]
-        torch._foreach_lerp_(slow, online, 1 - self._momentum)
+        follow(self.backbone, [self.student_backbone], self._momentum)
+        follow(self.head, [self.student_head], self._momentum)
 
 
 class _Head(nn.Module):

@@ -69,7 +69,7 @@ class MocoV2(Objective):
             return gather(F.normalize(self.key_encoder(view).float(), dim=1))
         images = gather(view)
         rank, size = rank_and_size()
-        order = torch.randperm(len(images), generator=generator).to(view.device)
+        order = torch.randperm(len(images), generator=generator).to(view.device, non_blocking=True)
         keys = torch.zeros(len(images), self.cfg.dim, device=view.device)
         for group in order.tensor_split(self.cfg.key_splits)[rank::size]:
             keys[group] = self.key_encoder(images[group]).float()

@@ -33,16 +33,15 @@ class Swav(Objective):
         self.prototypes = nn.Linear(cfg.dim, cfg.prototypes, bias=False)
         self._normalise_prototypes()
         self.register_buffer("queue", torch.zeros(GLOBAL_VIEWS, cfg.queue, cfg.dim))
+        self._full = False
         self.on_step_begin(0, 1)
 
     def on_step_begin(self, epoch: float, epochs: int) -> None:
         self._frozen = epoch < self.cfg.freeze_epochs
-        # Asking whether the queue is full waits for the device, so it is asked last.
-        self._uses_queue = (
-            self.cfg.queue > 0
-            and epoch >= self.cfg.queue_from_epoch
-            and bool(self.queue.any(dim=2).all())
-        )
+        wanted = self.cfg.queue > 0 and epoch >= self.cfg.queue_from_epoch
+        # Asking the queue waits for the device, so it is asked last, and no more once it is full.
+        self._full = self._full or (wanted and bool(self.queue.any(dim=2).all()))
+        self._uses_queue = wanted and self._full
 
     def forward(self, batch: Batch) -> Loss:
         """Return the loss (Eq. 1, 2 and 6) and move the queue on."""

@@ -75,8 +75,8 @@ def squeeze(
                     normalise(colour(crop.to(device), draw.colour), train.mean, train.std)
                     for crop, draw in zip(crops, draws, strict=True)
                 ),
-                labels=train.labels[rows].to(device),
-                rows=rows.to(device),
+                labels=train.labels[rows].to(device, non_blocking=True),
+                rows=rows.to(device, non_blocking=True),
                 generator=generator(seed, "squeeze.objective", step),
             )
             objective.on_step_begin(epoch, cfg.epochs)
@@ -97,7 +97,8 @@ def squeeze(
                 monitor.check(step, objective)
             if left == 0:
                 entry: dict[str, Any] = {"epoch": done, "step": step, **monitor.close()}
-                if cfg.knn_every and (done % cfg.knn_every == 0 or step == total):
+                asked = cfg.knn_every and (done % cfg.knn_every == 0 or step == total)
+                if asked and rank_and_size()[0] == 0:  # The others wait in the next step.
                     entry["knn_top1"] = _knn_top1(cfg, objective.backbone, train, val, device)
                 log(step_name, **entry)
                 if done in cfg.keep_epochs:

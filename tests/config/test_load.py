@@ -280,6 +280,7 @@ def test_any_numeric_override_survives_a_round_trip_through_yaml(tmp_path_factor
     except ConfigError as error:
         between_keys = (
             "squeeze: objective.queue is ",
+            "squeeze: objective.key_splits is ",
             "squeeze.views: moco_v2 wants 2 of an image",
         )
         starts = (f"{key}: input should be ", *between_keys)
@@ -480,6 +481,16 @@ OBJECTIVES = "moco_v2, moco_v3, swav, dino, barlow_twins, supervised"
             "{batch: 64, objective: {queue: 127}}",
             "squeeze: objective.queue is 127, but a step makes 128 keys; choose a queue of at "
             "least 128, or a smaller batch",
+        ),
+        (
+            "{batch: 8, objective: {queue: 64, key_splits: 5}}",
+            "squeeze: objective.key_splits is 5, which leaves less than two of 8 images to each; "
+            "lower it or raise the batch",
+        ),
+        (
+            "{epochs: 5, objective: {name: swav, queue: 512}}",
+            "squeeze: objective.queue_from_epoch is 15, but there are only 5 epochs, so the queue "
+            "would never be used; lower it",
         ),
         (
             "{epochs: 10, keep_epochs: [3, 11]}",

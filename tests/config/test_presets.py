@@ -214,6 +214,7 @@ PUBLISHED: dict[str, dict[str, Any]] = {
             ],
             "knn_every": 0,
         },
+        "probe": {"solver": "sgd", "crop_scale": [0.08, 1.0]},
         "recover": {
             "iterations": 1000,
             "batch": 50,

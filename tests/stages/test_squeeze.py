@@ -374,7 +374,9 @@ def test_fewer_images_than_a_batch_are_refused(make_source: MakeSource):
     )
 
 
-@pytest.mark.parametrize("objective", [MocoV2Config(queue=35), SwavConfig(queue=35)])
+@pytest.mark.parametrize(
+    "objective", [MocoV2Config(queue=35), SwavConfig(queue=35, queue_from_epoch=0)]
+)
 def test_a_queue_longer_than_the_training_set_is_refused(objective: Any, make_source: MakeSource):
     with pytest.raises(DataError) as caught:
         run(settings(objective=objective), make_source(34), make_source(8, seed=1))
@@ -430,10 +432,11 @@ def test_a_run_that_diverges_ends_in_one_sentence_and_keeps_the_last_good_state(
     state = checkpoint.load()
     assert state is not None
     good = state["step"]
-    assert found == sentence.format(step=good + 1) + f"; the state of step {good} is kept in {file}"
+    kept = f", which moves aside, but keeps, the state of step {good} in {file}"
+    assert found == sentence.format(step=good + 1) + kept
     assert all(bool(tensor.isfinite().all()) for tensor in state["objective"].values())
     assert refusal(cfg, train, checkpoint) == found, "it goes on from there, to the same end"
-    assert "kept" not in refusal(cfg, train)
+    assert "keeps" not in refusal(cfg, train)
 
 
 def test_without_a_checkpoint_a_collapse_ends_the_run_with_its_epoch_and_may_be_allowed(
