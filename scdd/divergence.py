@@ -15,9 +15,9 @@ class Monitor:
     """Sums over the steps of an epoch, kept on the device so that no step waits for them."""
 
     def __init__(
-        self, cfg: SqueezeConfig, step_name: str, checkpoint: Path | None, device: torch.device
+        self, cfg: SqueezeConfig, key: str, checkpoint: Path | None, device: torch.device
     ) -> None:
-        self.cfg, self.step_name, self.checkpoint = cfg, step_name, checkpoint
+        self.cfg, self.key, self.checkpoint = cfg, key, checkpoint
         self.sums = torch.zeros(3, device=device)
         """Loss, spread, and how many steps they are of."""
         self.good = 0
@@ -38,8 +38,8 @@ class Monitor:
             RunError: saying what to change and where the last good state is.
         """
         loss, _, count = self.sums.tolist()
-        name, lr = self.step_name, self.cfg.lr
-        then = f"and run again with --redo {name}"
+        key, lr, step_name = self.key, self.cfg.lr, self.key.partition(".")[0]
+        then = f"and run again with --redo {step_name}"
         if self.good:
             then += (
                 f", which moves aside, but keeps, the state of step {self.good} in "
@@ -48,14 +48,14 @@ class Monitor:
         finite = all(bool(p.isfinite().all()) for p in trained.parameters())
         if not finite or not math.isfinite(loss):
             what = "a weight is no number" if math.isfinite(loss) else f"the loss is {loss / count}"
-            raise RunError(f"{name}: {what} at step {step}; lower {name}.lr (now {lr}) {then}")
+            raise RunError(f"{key}: {what} at step {step}; lower {key}.lr (now {lr}) {then}")
         # Of this step: the epoch's mean would let collapsed states be saved for a while.
         now = self._spread.item()
         if now < self.cfg.collapse_below:
             raise RunError(
-                f"{name}: the embeddings collapse to one point (spread {now:.3f} "
-                f"at step {step}, below {name}.collapse_below = {self.cfg.collapse_below}); lower "
-                f"{name}.lr or change {name}.objective, {then}"
+                f"{key}: the embeddings collapse to one point (spread {now:.3f} "
+                f"at step {step}, below {key}.collapse_below = {self.cfg.collapse_below}); lower "
+                f"{key}.lr or change {key}.objective, {then}"
             )
 
     def close(self) -> dict[str, float]:

@@ -15,6 +15,10 @@ SMALL_STEP = 2e9
 """FLOPs of a step below which one thread is faster than two (measured on two cores)."""
 
 
+SHARE = "share of the rate"
+"""Key of a parameter group."""
+
+
 class OptimizerSettings(Protocol):
     """The fields that squeeze and posttrain share."""
 
@@ -70,19 +74,22 @@ def fitting_threads(model: nn.Module, images: Tensor, passes: int) -> Iterator[N
 
 
 def make_optimizer(
-    model: nn.Module, cfg: OptimizerSettings, decay_all: bool
+    model: nn.Module, cfg: OptimizerSettings, decay_all: bool, vector_lr: float | None = None
 ) -> torch.optim.Optimizer:
     """Return SGD, AdamW or LARS; without `decay_all` only tensors of two axes and more decay.
 
-    LARS scales the steps of those tensors alone (arXiv:1708.03888), with a trust of 0.001.
+    `vector_lr` is the peak rate of the others, where it is not `cfg.lr`. LARS scales the steps of
+    tensors of two axes and more alone (arXiv:1708.03888), with a trust of 0.001.
     """
     decay_all = decay_all and cfg.optimizer != "lars"
     trained = [p for p in model.parameters() if p.requires_grad]
-    groups: list[dict[str, Any]] = [
-        {"params": [p for p in trained if decay_all or p.ndim > 1]},
-        {"params": [p for p in trained if not (decay_all or p.ndim > 1)], "weight_decay": 0.0},
-    ]
-    groups = [group for group in groups if group["params"]]
+    matrices: dict[str, Any] = {"params": [p for p in trained if p.ndim > 1], SHARE: 1.0}
+    vectors: dict[str, Any] = {"params": [p for p in trained if p.ndim < 2], SHARE: 1.0}
+    if not decay_all:
+        vectors["weight_decay"] = 0.0
+    if vector_lr is not None:
+        vectors[SHARE] = vector_lr / cfg.lr
+    groups = [group for group in (matrices, vectors) if group["params"]]
     if cfg.optimizer == "sgd":
         return torch.optim.SGD(
             groups, lr=cfg.lr, momentum=cfg.momentum, weight_decay=cfg.weight_decay
@@ -90,7 +97,7 @@ def make_optimizer(
     if cfg.optimizer == "lars":
         from timm.optim import Lars  # timm takes a second to import
 
-        groups[0]["always_adapt"] = True  # Without, a weight decay of 0 would switch LARS off.
+        matrices["always_adapt"] = True  # Without, a weight decay of 0 would switch LARS off.
         return Lars(groups, lr=cfg.lr, momentum=cfg.momentum, weight_decay=cfg.weight_decay)
     return torch.optim.AdamW(groups, lr=cfg.lr, weight_decay=cfg.weight_decay, fused=True)
 
@@ -107,9 +114,9 @@ def cosine(done: float, warmup: float = 0.0, stretch: float = 1.0) -> float:
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Set the rate of every group."""
+    """Set the rate of every group, as its share of `lr`."""
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group.get(SHARE, 1.0)
 
 
 def clip_each(model: nn.Module, largest: float) -> None:

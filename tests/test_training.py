@@ -96,15 +96,13 @@ def small_net() -> nn.Sequential:
 @pytest.mark.parametrize("kind", ["sgd", "adamw"])
 def test_biases_and_norms_decay_only_if_all_parameters_shall(kind: str):
     net = small_net()
-    decay = {
-        id(p): group["weight_decay"]
-        for group in make_optimizer(net, settings(kind), decay_all=False).param_groups
-        for p in group["params"]
-    }
-    assert decay == {id(p): 0.5 if p.ndim > 1 else 0.0 for p in net.parameters()}
-    groups = make_optimizer(net, settings(kind), decay_all=True).param_groups
-    assert [group["weight_decay"] for group in groups] == [0.5]
-    assert {id(p) for p in groups[0]["params"]} == {id(p) for p in net.parameters()}
+
+    def decay(decay_all: bool) -> dict[int, float]:
+        groups = make_optimizer(net, settings(kind), decay_all).param_groups
+        return {id(p): group["weight_decay"] for group in groups for p in group["params"]}
+
+    assert decay(False) == {id(p): 0.5 if p.ndim > 1 else 0.0 for p in net.parameters()}
+    assert decay(True) == {id(p): 0.5 for p in net.parameters()}
 
 
 def test_frozen_parameters_are_not_in_the_optimiser():
@@ -231,3 +229,14 @@ def test_evaluation_works_with_any_object_that_reads_images():
     )
     found = evaluate(Table(torch.tensor([[0.0, 1.0]])), source, CPU)
     assert found.top1 == pytest.approx(200 / 3)
+
+
+@pytest.mark.parametrize("kind", ["sgd", "adamw", "lars"])
+def test_vectors_may_have_a_rate_of_their_own_all_along_the_schedule(kind: Any):
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+    cfg = SqueezeConfig(optimizer=kind, lr=0.2, vector_lr=0.005)
+    optimizer = make_optimizer(model, cfg, decay_all=True, vector_lr=cfg.vector_lr)
+    for rate in (0.2, 0.1, 0.0):
+        set_lr(optimizer, rate)
+        found = {p.ndim: g["lr"] for g in optimizer.param_groups for p in g["params"]}
+        assert found == {2: pytest.approx(rate), 1: pytest.approx(rate / 40)}

@@ -36,6 +36,8 @@ class SqueezeConfig(Section):
     """Images of a step, on all processes together."""
     optimizer: Literal["sgd", "adamw", "lars"] = "sgd"
     lr: PositiveFloat = 0.03
+    vector_lr: PositiveFloat | None = None
+    """Peak rate of biases and BatchNorm where it is another (Barlow Twins with LARS)."""
     final_lr: NonNegativeFloat = 0.0
     """Where the cosine ends, and from where warm-up starts."""
     momentum: Probability = 0.9

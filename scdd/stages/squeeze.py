@@ -36,20 +36,21 @@ def squeeze(
     checkpoint: Checkpoint,
     log: Log,
     keep: Keep = lambda epoch, objective: None,
-    step_name: str = "squeeze",
+    key: str = "squeeze",
 ) -> Objective:
     """Return the objective, whose backbone is the result, after `cfg.epochs` epochs.
 
     The validation images serve the kNN monitor alone: nothing is chosen by it. Several processes
     train together: each makes and sees its share of every batch. `keep` is called with every
-    number of finished epochs in `cfg.keep_epochs`; `step_name` stands before progress and log.
+    number of finished epochs in `cfg.keep_epochs`; `key` is where the
+    section stands in the configuration, its first word the step.
 
     Raises:
         ConfigError: if the processes cannot share a batch.
         DataError: if the training set holds less than one batch, or less than the queue.
         RunError: if the loss stops being finite or the embeddings collapse.
     """
-    _check(cfg, train, step_name)
+    _check(cfg, train, key)
     steps_per_epoch = len(train) // cfg.batch
     with seeded(seed, "squeeze.init"):
         objective = create_objective(cfg, image_size, len(train.classes), len(train))
@@ -58,14 +59,14 @@ def squeeze(
         for network in objective.modules():
             if hasattr(network, "arch"):  # The backbone, and what follows it.
                 network.compile()
-    optimizer = make_optimizer(objective, cfg, decay_all=cfg.decay == "all")
-    monitor = Monitor(cfg, step_name, checkpoint.path, device)
+    optimizer = make_optimizer(objective, cfg, cfg.decay == "all", cfg.vector_lr)
+    monitor = Monitor(cfg, key, checkpoint.path, device)
     step = _restore(checkpoint, objective, optimizer, monitor)
     loss_of = _together(objective)
     total = cfg.epochs * steps_per_epoch
     plan, ahead = tee(_plan(cfg, train, image_size, seed, step, total))
     requests = (Request(rows, tuple(draw.crop for draw in draws)) for rows, draws in ahead)
-    with Bar(step_name, total, step) as bar:
+    with Bar(key.partition(".")[0], total, step) as bar:
         for (rows, draws), crops in zip(plan, train.crops(requests), strict=True):
             epoch = step / steps_per_epoch
             factor = cosine(step / total, cfg.warmup_epochs / cfg.epochs)
@@ -100,7 +101,7 @@ def squeeze(
                 asked = cfg.knn_every and (done % cfg.knn_every == 0 or step == total)
                 if asked and rank_and_size()[0] == 0:  # The others wait in the next step.
                     entry["knn_top1"] = _knn_top1(cfg, objective.backbone, train, val, device)
-                log(step_name, **entry)
+                log(key.partition(".")[0], **entry)
                 if done in cfg.keep_epochs:
                     keep(done, objective)
             if save:
@@ -109,22 +110,22 @@ def squeeze(
     return objective
 
 
-def _check(cfg: SqueezeConfig, train: ImageSource, step_name: str) -> None:
+def _check(cfg: SqueezeConfig, train: ImageSource, key: str) -> None:
     if len(train) < cfg.batch:
         raise DataError(
-            f"{step_name}.batch is {cfg.batch}, but the training set holds only {len(train)} "
+            f"{key}.batch is {cfg.batch}, but the training set holds only {len(train)} "
             f"images; choose a batch of at most {len(train)}"
         )
     queue = getattr(cfg.objective, "queue", 0)
     if len(train) < queue:
         raise DataError(
-            f"{step_name}.objective.queue is {queue}, but the training set holds only {len(train)} "
+            f"{key}.objective.queue is {queue}, but the training set holds only {len(train)} "
             "images, so that it would hold some twice; choose a shorter queue"
         )
     _, processes = rank_and_size()
     if cfg.batch % processes:
         raise ConfigError(
-            f"{step_name}.batch is {cfg.batch}, which {processes} processes cannot share equally; "
+            f"{key}.batch is {cfg.batch}, which {processes} processes cannot share equally; "
             f"choose a multiple of {processes}"
         )
 

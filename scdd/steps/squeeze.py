@@ -30,20 +30,25 @@ def run_squeeze_labellers(context: Context, step: str) -> tuple[str, ...]:
     for number, cfg in enumerate(context.cfg.squeeze_labellers):
         seed = generator(context.cfg.seed, step, number).initial_seed()
         images = context.cfg.dataset
-        names += _squeeze(context, step, cfg, images, context.dataset, cfg.arch, seed)
+        key = f"{step}.{number}"
+        names += _squeeze(context, key, cfg, images, context.dataset, cfg.arch, seed)
     return names
 
 
 def _squeeze(
     context: Context,
-    step: str,
+    key: str,
     cfg: SqueezeConfig,
     images: DatasetConfig,
     data: Dataset,
     subfolder: str,
     seed: int,
 ) -> tuple[str, ...]:
-    """Train or load one backbone into a subfolder of a step; return its files."""
+    """Train or load one backbone into a subfolder of a step; return its files.
+
+    `key` is where the section stands in the configuration, its first word the step.
+    """
+    step = key.partition(".")[0]
     target = context.run.folder(step) / subfolder
     checkpoint = context.shared_checkpoint(step, subfolder)
 
@@ -92,7 +97,7 @@ def _squeeze(
             checkpoint,
             partial(context.run.log, arch=cfg.arch) if context.world.leads else _no_log,
             lambda epoch, now: write_trained(f"-epoch-{epoch:04d}", epoch, now),
-            step,
+            key,
         )
         if objective.forgetting is not None and context.world.leads:
             save_weights(target / "forgetting.safetensors", objective.forgetting, {})
