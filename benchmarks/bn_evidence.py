@@ -1,7 +1,7 @@
 """Do teachers whose BatchNorm statistics vary more make better distilled images?
 
     python benchmarks/bn_evidence.py --data DIR --out runs/bn_evidence
-        [--only NAME]... [--epochs N]... [--result FILE]
+        [--only NAME]... [--epochs N]... [--device cuda] [--result FILE]
 
 The claim of SC-DD (arXiv:2404.07976, Table 2 and Theorem 1). Every teacher has the same backbone,
 batch and images; the objectives (benchmarks/objectives, and supervised) and the number of epochs
@@ -28,6 +28,7 @@ from record import commit  # noqa: E402
 from scdd.bn_report import batchnorm_layers, channel_statistics  # noqa: E402
 from scdd.checkpoint import load_weights  # noqa: E402
 from scdd.config.load import check, read_yaml  # noqa: E402
+from scdd.device import resolve_device  # noqa: E402
 from scdd.files import write_json  # noqa: E402
 from scdd.pipeline import distill  # noqa: E402
 from scdd.run import environment  # noqa: E402
@@ -54,10 +55,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--only", action="append", choices=names)
     parser.add_argument("--epochs", type=int, action="append")
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--result", type=Path)
     options = parser.parse_args()
+    device = resolve_device(options.device)
     rows = [
-        measure(name, epochs, options.data, options.out)
+        measure(name, epochs, options.data, options.out, device)
         for epochs in options.epochs or [5, 15]
         for name in options.only or names
     ]
@@ -68,7 +71,7 @@ def main() -> None:
         result = {
             "schema": SCHEMA,
             "commit": commit(),
-            "environment": environment("cpu", torch.get_num_threads()) | {"command": ""},
+            "environment": environment(str(device), torch.get_num_threads()) | {"command": ""},
             "n": len(rows),
             "config": read_yaml(DISTILLATION),
             "rows": rows,
@@ -76,7 +79,7 @@ def main() -> None:
         write_json(options.result, result)
 
 
-def measure(name: str, epochs: int, data: Path, out: Path) -> dict[str, Any]:
+def measure(name: str, epochs: int, data: Path, out: Path, device: torch.device) -> dict[str, Any]:
     """Distil from one teacher; return what its statistics, its losses and its students are."""
     run = out / f"{name}-{epochs}"
     record = run / "row.json"
@@ -85,7 +88,7 @@ def measure(name: str, epochs: int, data: Path, out: Path) -> dict[str, Any]:
     settings = read_yaml(DISTILLATION)
     settings["dataset"]["root"] = str(data.absolute())
     settings["squeeze"] = read_yaml(OBJECTIVES / f"{name}.yaml")["squeeze"] | {"epochs": epochs}
-    distill(check(settings, name), run, until="posttrain")
+    distill(check(settings, name), run, device, until="posttrain")
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     recovered = {line["batch"]: line for line in lines if line["stage"] == "recover"}.values()
     weights, about = load_weights(run / "teacher.safetensors")
