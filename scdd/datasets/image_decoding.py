@@ -120,8 +120,10 @@ def decode_in_threads(
     return torch.from_numpy(images)
 
 
-def require_memory(count: int, size: int, memory: int | None) -> None:
+def require_memory(count: int, size: int, memory: int | None, holder: str = "this machine") -> None:
     """Refuse images that cannot be resident in `memory` bytes; None: unknown, not checked.
+
+    `holder` is what has the memory, in words.
 
     Raises:
         DataError: if `count` images at `size` px take more.
@@ -129,7 +131,7 @@ def require_memory(count: int, size: int, memory: int | None) -> None:
     needed = count * 3 * size * size
     if memory is not None and needed > memory:
         raise DataError(
-            f"dataset: {count} images at {size} px take {needed / 2**30:.1f} GiB and this machine "
+            f"dataset: {count} images at {size} px take {needed / 2**30:.1f} GiB and {holder} "
             f"has {memory / 2**30:.1f} GiB; set dataset.storage=streaming (image folders only), "
             "or a smaller image_size or train_per_class"
         )

@@ -13,6 +13,7 @@ from scdd.datasets.catalog import Catalog, dataset_digest
 from scdd.datasets.cifar import read_cifar
 from scdd.datasets.digits import read_digits
 from scdd.datasets.file_index import FileIndex
+from scdd.datasets.image_decoding import require_memory
 from scdd.datasets.image_folder import decode_files, read_image_folder, read_split
 from scdd.datasets.pixel_statistics import measure_mean_std
 from scdd.datasets.sources import ImageSource, ResidentSource
@@ -113,6 +114,10 @@ def _resident(
     else:
         val_images, val_labels = val.decode(torch.arange(len(val.labels))), val.labels
     mean, std = _mean_std(cfg, images.split(4096))
+
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        require_memory(len(images) + len(val_images), cfg.image_size, free, f"{device} (free)")
 
     def source(images: Tensor, labels: Tensor) -> ResidentSource:
         return ResidentSource(images.to(device), labels, catalog.classes, mean, std)
