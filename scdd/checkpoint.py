@@ -31,18 +31,27 @@ def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     Raises:
         CheckpointError: if the file is missing, truncated or not of this suite.
     """
+    weights, about = read_safetensors(path, "make it again with --redo")
+    if about is None:
+        raise CheckpointError(f"{path}: holds no scdd metadata; give a file that scdd wrote")
+    return weights, about
+
+
+def read_safetensors(path: Path, remedy: str) -> tuple[dict[str, Tensor], Any]:
+    """Read tensors by name, and what scdd wrote beside them: None in a file of others.
+
+    Raises:
+        CheckpointError: ending in `remedy`, if the file is missing, truncated or of another kind.
+    """
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        about = json.loads(metadata["scdd"]) if "scdd" in metadata else None
+        return weights, json.loads(metadata["scdd"]) if "scdd" in metadata else None
     except (OSError, SafetensorError, ValueError) as error:
         raise CheckpointError(
-            f"{path}: cannot be read as safetensors ({error}); make it again with --redo"
+            f"{path}: cannot be read as safetensors ({error}); {remedy}"
         ) from error
-    if about is None:
-        raise CheckpointError(f"{path}: holds no scdd metadata; give a file that scdd wrote")
-    return weights, about
 
 
 def fill(model: nn.Module, weights: dict[str, Tensor], origin: Path) -> nn.Module:

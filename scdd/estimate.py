@@ -11,12 +11,15 @@ from torch.utils.flop_counter import FlopCounterMode
 from scdd.config.run import RunConfig
 from scdd.config.squeeze import SqueezeConfig
 from scdd.config.stem import Stem
-from scdd.datasets import load_dataset
-from scdd.models import create_model
+from scdd.datasets import Dataset, load_dataset
+from scdd.foreign import Loaded
+from scdd.models import create_model, has_choice_of_stem
+from scdd.models.stems import stem_of
 from scdd.pipeline import steps_of
 from scdd.progress import duration
 from scdd.stages.probe import shards_of
-from scdd.steps import check_later_steps
+from scdd.stages.squeeze import uses_bf16
+from scdd.steps import check_later_steps, load_instead
 from scdd.tables import size, table
 
 PROBE_SECONDS = 1.0
@@ -34,7 +37,8 @@ class Cost:
     images: int
     passes: str
     batch: int
-    disk: float
+    disk: float = 0.0
+    bf16: bool = False
 
 
 def estimate(cfg: RunConfig, device: torch.device) -> str:
@@ -47,7 +51,10 @@ def estimate(cfg: RunConfig, device: torch.device) -> str:
     check_later_steps(cfg, dataset)
     classes, train = len(dataset.classes), len(dataset.train)
     other = load_dataset(cfg.squeeze_dataset) if cfg.squeeze_dataset else dataset
-    costs = _costs(cfg, classes, len(other.train), train)
+    taken, stem = _taken(cfg, dataset, other), cfg.squeeze.stem
+    if "squeeze" in taken and has_choice_of_stem(cfg.squeeze.arch):
+        stem = stem_of(taken["squeeze"].backbone)
+    costs = _costs(cfg, stem, classes, len(other.train), train, device)
     rows = []
     total_seconds = total_disk = total_flops = 0.0
     for step in steps_of(cfg):
@@ -70,15 +77,10 @@ def estimate(cfg: RunConfig, device: torch.device) -> str:
                 ]
             )
     rows.append(["all", "", f"{total_flops:.2g}", size(total_disk), duration(total_seconds)])
-    pixels = 3 * cfg.dataset.image_size**2
-    seen = [(dataset, cfg.dataset)]
-    if cfg.squeeze_dataset:
-        seen.append((other, cfg.squeeze_dataset))
-    kept = [data for data, section in seen if section.storage == "resident"]
-    resident = "images are streamed, none stays resident"
-    if kept:
-        images = sum(len(data.train) + len(data.val) for data in kept)
-        resident = f"{size(images * pixels)} of images stay resident"
+    reports = [
+        "\n".join([f"{key}.checkpoint", *(f"  {fact}" for fact in loaded.report.lines()), ""])
+        for key, loaded in taken.items()
+    ]
     return "\n".join(
         [
             f"{cfg.method} on {cfg.dataset.name}: {train} training images of "
@@ -86,15 +88,42 @@ def estimate(cfg: RunConfig, device: torch.device) -> str:
             "",
             table(["step", "images x network", "FLOPs", "disk", f"time on {device}"], rows),
             "",
-            f"Memory: {resident}; each network adds its activations.",
+            *reports,
+            f"Memory: {_resident(cfg, dataset, other)}; each network adds its activations.",
             "Times are rough: each network was timed for a second at the step's batch size.",
         ]
     )
 
 
-def _costs(cfg: RunConfig, classes: int, squeezed: int, train: int) -> list[Cost]:
+def _taken(cfg: RunConfig, dataset: Dataset, other: Dataset) -> dict[str, Loaded]:
+    """Backbones that come from files, by the key of their section."""
+    sections = [("squeeze", cfg.squeeze, cfg.squeeze_dataset or cfg.dataset, other)]
+    for number, section in enumerate(cfg.squeeze_labellers):
+        sections.append((f"squeeze_labellers.{number}", section, cfg.dataset, dataset))
+    return {
+        key: load_instead(section, section.checkpoint, images, data)
+        for key, section, images, data in sections
+        if section.checkpoint is not None
+    }
+
+
+def _resident(cfg: RunConfig, dataset: Dataset, other: Dataset) -> str:
+    """How much memory the images take, in words."""
+    seen = [(dataset, cfg.dataset)]
+    if cfg.squeeze_dataset:
+        seen.append((other, cfg.squeeze_dataset))
+    kept = [data for data, section in seen if section.storage == "resident"]
+    if not kept:
+        return "images are streamed, none stays resident"
+    images = sum(len(data.train) + len(data.val) for data in kept)
+    return f"{size(images * 3 * cfg.dataset.image_size**2)} of images stay resident"
+
+
+def _costs(
+    cfg: RunConfig, stem: Stem | None, classes: int, squeezed: int, train: int, device: torch.device
+) -> list[Cost]:
+    """`stem` is that of the teacher, `squeezed` and `train` are numbers of images."""
     teacher, student, rows = cfg.squeeze.arch, cfg.posttrain.arch, classes * cfg.ipc
-    stem = cfg.squeeze.stem
     whole = cfg.dataset.image_size
     labels = 2.0 * cfg.relabel.views * rows * classes
     width = int(create_model(teacher, 0, whole).feature_dim)  # type: ignore[arg-type]
@@ -104,19 +133,24 @@ def _costs(cfg: RunConfig, classes: int, squeezed: int, train: int) -> list[Cost
     arms = 3 if cfg.recover_real else 2
     students = arms * len(cfg.posttrain.labels) * cfg.posttrain.seeds
     labelled = rows * cfg.relabel.views
-    costs = [
-        *_squeezes("squeeze", [cfg.squeeze], squeezed, whole),
-        *_squeezes("squeeze_labellers", cfg.squeeze_labellers, train, whole),
+    recoveries = {"recover": cfg.recover, "recover_real": cfg.recover_real}
+    return [
+        *_squeezes("squeeze", [cfg.squeeze], squeezed, whole, device),
+        *_squeezes("squeeze_labellers", cfg.squeeze_labellers, train, whole, device),
         Cost("probe", teacher, stem, 0, probed, "forward", 500, 4.0 * stored * width),
-        Cost(
-            "recover",
-            teacher,
-            stem,
-            classes,
-            rows * cfg.recover.iterations,
-            "input gradient",
-            cfg.recover.batch,
-            picture,
+        *(
+            Cost(
+                step,
+                teacher,
+                stem,
+                classes,
+                rows * section.iterations,
+                "input gradient",
+                section.batch,
+                picture,
+            )
+            for step, section in recoveries.items()
+            if section is not None
         ),
         *(
             Cost(step, teacher, stem, classes, labelled, "forward", 500, labels + picture)
@@ -130,35 +164,28 @@ def _costs(cfg: RunConfig, classes: int, squeezed: int, train: int) -> list[Cost
             students * cfg.posttrain.epochs * rows,
             "training",
             cfg.posttrain.batch,
-            0,
         ),
     ]
-    if cfg.recover_real:
-        real = cfg.recover_real
-        costs.append(
-            Cost(
-                "recover_real",
-                teacher,
-                stem,
-                classes,
-                rows * real.iterations,
-                "input gradient",
-                real.batch,
-                picture,
-            )
-        )
-    return costs
 
 
 def _squeezes(
-    step: str, sections: Sequence[SqueezeConfig], images: int, whole: int
+    step: str, sections: Sequence[SqueezeConfig], images: int, whole: int, device: torch.device
 ) -> Iterator[Cost]:
     """One cost for each network that is trained; smaller views cost as their area."""
     for cfg in sections:
         if cfg.checkpoint is None:
             areas = [((side or whole) / whole) ** 2 for side in cfg.view_sizes]
             passes = round(cfg.epochs * images * cfg.objective.training_passes(areas))
-            yield Cost(step, cfg.arch, cfg.stem, 0, passes, "training", cfg.batch, 0)
+            yield Cost(
+                step,
+                cfg.arch,
+                cfg.stem,
+                0,
+                passes,
+                "training",
+                cfg.batch,
+                bf16=uses_bf16(cfg, device),
+            )
 
 
 def _measure(cost: Cost, image_size: int, device: torch.device) -> tuple[float, float]:
@@ -172,14 +199,15 @@ def _measure(cost: Cost, image_size: int, device: torch.device) -> tuple[float, 
     batch = min(cost.batch, 64)
     x = torch.randn(batch, 3, image_size, image_size, device=device)
     x.requires_grad_(cost.passes == "input gradient")
-    rate = batch * _repetitions_a_second(lambda: _pass(net, x, cost.passes), device)
+    rate = batch * _repetitions_a_second(lambda: _pass(net, x, cost), device)
     return counter.get_total_flops() * PASSES[cost.passes], rate
 
 
-def _pass(net: nn.Module, x: torch.Tensor, passes: str) -> None:
-    with torch.set_grad_enabled(passes != "forward"):
-        out = net(x)
-        if passes != "forward":
+def _pass(net: nn.Module, x: torch.Tensor, cost: Cost) -> None:
+    with torch.set_grad_enabled(cost.passes != "forward"):
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=cost.bf16):
+            out = net(x)
+        if cost.passes != "forward":
             out.float().square().mean().backward()
 
 

@@ -1,7 +1,6 @@
 """Tensors out of a weights file, and never anything that runs."""
 
 import argparse
-import json
 import re
 import struct
 from collections.abc import Iterator, Mapping
@@ -11,10 +10,10 @@ from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor
 
-from scdd.checkpoint import DAMAGED
+from scdd.checkpoint import DAMAGED, read_safetensors
 from scdd.errors import CheckpointError
 
 State = dict[str, Tensor]
@@ -68,15 +67,7 @@ def read(path: Path) -> Contents:
 
 
 def _read_safetensors(path: Path) -> Contents:
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        about = json.loads(metadata["scdd"]) if "scdd" in metadata else None
-    except (OSError, SafetensorError, ValueError) as error:
-        raise CheckpointError(
-            f"{path}: is damaged or cut short ({error}); fetch it again"
-        ) from error
+    state, about = read_safetensors(path, "it is damaged or cut short, so fetch it again")
     if isinstance(about, dict):
         return Contents({"": state}, about)
     state = {name: tensor for name, tensor in state.items() if _is_weight(name, tensor)}

@@ -162,9 +162,13 @@ def _together(objective: Objective) -> nn.Module:
     return DistributedDataParallel(objective, **option)
 
 
+def uses_bf16(cfg: SqueezeConfig, device: torch.device) -> bool:
+    """Whether the backbone computes in bf16 on this device."""
+    return cfg.precision == "bf16" or (cfg.precision == "auto" and device.type == "cuda")
+
+
 def _arithmetic(cfg: SqueezeConfig, device: torch.device) -> torch.autocast:
-    half = cfg.precision == "bf16" or (cfg.precision == "auto" and device.type == "cuda")
-    return torch.autocast(device.type, torch.bfloat16, enabled=half)
+    return torch.autocast(device.type, torch.bfloat16, enabled=uses_bf16(cfg, device))
 
 
 def _knn_top1(

@@ -9,12 +9,13 @@ from scdd.steps.posttrain import run_posttrain, student_seed
 from scdd.steps.probe import run_probe
 from scdd.steps.recover import run_recover
 from scdd.steps.relabel import run_baseline, run_relabel
-from scdd.steps.squeeze import run_squeeze, run_squeeze_labellers
+from scdd.steps.squeeze import load_instead, run_squeeze, run_squeeze_labellers
 
 __all__ = [
     "Arm",
     "Context",
     "check_later_steps",
+    "load_instead",
     "run_baseline",
     "run_posttrain",
     "run_probe",

@@ -6,10 +6,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from scdd.checkpoint import save_weights
+from scdd.config.checkpoint import CheckpointConfig
 from scdd.config.dataset import DatasetConfig
 from scdd.config.squeeze import SqueezeConfig
 from scdd.datasets import Dataset
-from scdd.foreign.load import squeezed_from
+from scdd.foreign import Loaded, squeezed_from
 from scdd.objectives import Objective
 from scdd.progress import say
 from scdd.seeding import generator
@@ -33,6 +34,25 @@ def run_squeeze_labellers(context: Context, step: str) -> tuple[str, ...]:
         key = f"{step}.{number}"
         names += _squeeze(context, key, cfg, images, context.dataset, cfg.arch, seed)
     return names
+
+
+def load_instead(
+    cfg: SqueezeConfig, checkpoint: CheckpointConfig, images: DatasetConfig, data: Dataset
+) -> Loaded:
+    """The backbone of a checkpoint, in place of one trained on `data`, whose section `images` is.
+
+    Raises:
+        UserError: as `squeezed_from` does.
+    """
+    return squeezed_from(
+        checkpoint,
+        cfg.arch,
+        data.image_size,
+        images.mean,
+        images.std,
+        cfg.stem,
+        len(data.classes),
+    )
 
 
 def _squeeze(
@@ -72,15 +92,7 @@ def _squeeze(
         pass
     elif cfg.checkpoint is not None:
         target.mkdir(exist_ok=True)
-        loaded = squeezed_from(
-            cfg.checkpoint,
-            cfg.arch,
-            data.image_size,
-            images.mean,
-            images.std,
-            cfg.stem,
-            len(data.classes),
-        )
+        loaded = load_instead(cfg, cfg.checkpoint, images, data)
         for line in loaded.report.lines():
             say(f"  {line}")
         head = dict(zip(("weight", "bias"), loaded.head, strict=True)) if loaded.head else None
