@@ -6,15 +6,17 @@
 The claim of SC-DD (arXiv:2404.07976, Table 2 and Theorem 1). Every teacher has the same backbone,
 batch and images; the objectives (benchmarks/objectives, and supervised) and the number of epochs
 differ. From each follows the same distillation (benchmarks/bn_evidence.yaml). The last lines are
-Spearman's rank correlations of what might predict the accuracy of students with that accuracy.
-Each teacher is a run directory, so the command goes on where it was stopped.
+Spearman's rank correlations of what might predict the accuracy of students with that accuracy: of
+students on recovered images with soft and with hard labels, and, as a control, on random real
+images that the same teacher has labelled, for which its statistics play no part. Each teacher is a
+run directory, so the command goes on where it was stopped.
 """
 
 import argparse
 import json
 import sys
 from pathlib import Path
-from statistics import mean, pstdev
+from statistics import mean
 from typing import Any
 
 import torch
@@ -24,6 +26,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 from record import commit  # noqa: E402
+from tables import EVIDENCE_OUTCOMES, EVIDENCE_PREDICTORS, evidence_table  # noqa: E402
 
 from scdd.bn_report import batchnorm_layers, channel_statistics  # noqa: E402
 from scdd.checkpoint import load_weights  # noqa: E402
@@ -32,19 +35,10 @@ from scdd.device import resolve_device  # noqa: E402
 from scdd.files import write_json  # noqa: E402
 from scdd.pipeline import distill  # noqa: E402
 from scdd.run import environment  # noqa: E402
-from scdd.tables import table  # noqa: E402
 
 OBJECTIVES = ROOT / "benchmarks" / "objectives"
 DISTILLATION = ROOT / "benchmarks" / "bn_evidence.yaml"
 SCHEMA = "scdd bn evidence 1"
-PREDICTORS = (
-    "variance_of_first_means",
-    "variance_of_means",
-    "variance_of_variances",
-    "entropy",
-    "probe_top1",
-    "matching_loss",
-)
 
 
 def main() -> None:
@@ -64,18 +58,16 @@ def main() -> None:
         for epochs in options.epochs or [5, 15]
         for name in options.only or names
     ]
-    found = correlations(rows)
-    print(table(["teacher", "epochs", *PREDICTORS, "soft", "hard"], cells(rows)))
-    print(table(["rank correlation with", *PREDICTORS], found))
+    result = {
+        "schema": SCHEMA,
+        "environment": environment(str(device), torch.get_num_threads()) | {"command": ""},
+        "n": len(rows),
+        "config": read_yaml(DISTILLATION),
+        "rows": rows,
+        "correlations": correlations(rows),
+    }
+    print(evidence_table(result))
     if options.result:
-        result = {
-            "schema": SCHEMA,
-            "commit": commit(),
-            "environment": environment(str(device), torch.get_num_threads()) | {"command": ""},
-            "n": len(rows),
-            "config": read_yaml(DISTILLATION),
-            "rows": rows,
-        }
         write_json(options.result, result)
 
 
@@ -96,6 +88,7 @@ def measure(name: str, epochs: int, data: Path, out: Path, device: torch.device)
     first, overall = channel_statistics(layers[:1]), channel_statistics(layers)
     scores = json.loads((run / "results.json").read_text())["rows"]
     row = {
+        "commit": commit(),
         "objective": name,
         "epochs": epochs,
         "variance_of_first_means": first.variance_of_means,
@@ -106,48 +99,34 @@ def measure(name: str, epochs: int, data: Path, out: Path, device: torch.device)
         "class_loss": mean(line["class_loss"] for line in recovered),
         "matching_loss": mean(line["matching_loss"] for line in recovered),
         "students": scores,
-        "seconds": json.loads((run / "squeeze" / "done.json").read_text())["seconds"],
     }
     write_json(record, row)
     return row
 
 
-def accuracies(row: dict[str, Any], labels: str, arm: str = "distilled") -> list[float]:
-    """Top-1 of the students of an arm."""
-    return [
+def accuracy(row: dict[str, Any], outcome: str) -> float:
+    """Mean top-1 of the students of an outcome."""
+    return mean(
         student["top1"]
         for student in row["students"]
-        if (student["arm"], student["labels"]) == (arm, labels)
-    ]
+        if [student["arm"], student["labels"]] == EVIDENCE_OUTCOMES[outcome]
+    )
 
 
-def cells(rows: list[dict[str, Any]]) -> list[list[str]]:
-    """The rows as text."""
-    return [
-        [
-            row["objective"],
-            str(row["epochs"]),
-            *(f"{row[name]:.3g}" for name in PREDICTORS),
-            *(
-                f"{mean(scores):.1f} +- {pstdev(scores):.1f}"
-                for scores in (accuracies(row, "soft"), accuracies(row, "hard"))
-            ),
-        ]
-        for row in rows
-    ]
+def correlations(rows: list[dict[str, Any]]) -> dict[str, dict[str, tuple[float, float]]]:
+    """Spearman's coefficient and its p-value for each outcome and predictor."""
+    return {
+        outcome: {
+            name: _spearman([row[name] for row in rows], [accuracy(r, outcome) for r in rows])
+            for name in EVIDENCE_PREDICTORS
+        }
+        for outcome in EVIDENCE_OUTCOMES
+    }
 
 
-def correlations(rows: list[dict[str, Any]]) -> list[list[str]]:
-    """Spearman's coefficient and its p-value for each predictor, per kind of label."""
-    found = []
-    for labels in ("soft", "hard"):
-        truth = [mean(accuracies(row, labels)) for row in rows]
-        line = [f"{labels} labels"]
-        for name in PREDICTORS:
-            test = spearmanr([row[name] for row in rows], truth)
-            line.append(f"{test.statistic:+.2f} (p {test.pvalue:.2f})")
-        found.append(line)
-    return found
+def _spearman(x: list[float], y: list[float]) -> tuple[float, float]:
+    test = spearmanr(x, y)
+    return float(test.statistic), float(test.pvalue)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,22 @@ from scdd.tables import mean_sd, size, table  # noqa: E402
 
 DOCUMENTS = ("README.md", "docs/teacher.md")
 BLOCK = re.compile(r"(<!-- table: (?P<name>[\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+EVIDENCE_PREDICTORS = {
+    "variance_of_first_means": "var of means, 1st BN",
+    "variance_of_means": "var of means",
+    "variance_of_variances": "var of variances",
+    "entropy": "entropy, nats",
+    "probe_top1": "probe, %",
+    "class_loss": "class loss",
+    "matching_loss": "matching loss",
+}
+"""What benchmarks/bn_evidence.py correlates, as the table calls it."""
+EVIDENCE_OUTCOMES = {
+    "recovered, soft": ["distilled", "soft"],
+    "recovered, hard": ["distilled", "hard"],
+    "random real, soft": ["random real", "soft"],
+}
+"""With the accuracy of which students: the arm and the labels."""
 REAL_PIXELS = {"distilled": "no", "distilled, real start": "start only", "random real": "yes"}
 
 
@@ -110,7 +126,44 @@ def throughput_table(result: dict[str, Any]) -> str:
     return f"{table(headers, lines)}\n\n{note}\n"
 
 
+def evidence_table(result: dict[str, Any]) -> str:
+    """What teachers are like and what became of their students, then the rank correlations."""
+    teachers = [
+        [
+            row["objective"],
+            str(row["epochs"]),
+            *(f"{row[name]:.3g}" for name in EVIDENCE_PREDICTORS),
+            *(
+                mean_sd([s["top1"] for s in row["students"] if [s["arm"], s["labels"]] == wanted])
+                for wanted in EVIDENCE_OUTCOMES.values()
+            ),
+        ]
+        for row in result["rows"]
+    ]
+    ranks = [
+        [outcome, *(f"{rho:+.2f} (p {p:.2g})" for rho, p in of.values())]
+        for outcome, of in result["correlations"].items()
+    ]
+    environment, config = result["environment"], result["config"]
+    commits = ", ".join(dict.fromkeys(row["commit"] for row in result["rows"]))
+    note = (
+        f"{result['n']} teachers, {environment['processor']}, {environment['cpu_threads']} thread, "
+        f"torch {environment['versions']['torch']}, commit {commits}. Students: top-1 %, "
+        f"mean +- sd of {config['posttrain']['seeds']}, ipc {config['ipc']}. Correlations are "
+        "Spearman's over the teachers, with p-values."
+    )
+    names = [*EVIDENCE_PREDICTORS.values()]
+    return "\n\n".join(
+        [
+            table(["teacher", "epochs", *names, *EVIDENCE_OUTCOMES], teachers),
+            table(["rank correlation with", *names], ranks),
+            f"{note}\n",
+        ]
+    )
+
+
 TABLES = {
+    "scdd bn evidence 1": evidence_table,
     "scdd throughput 1": throughput_table,
     "scdd result 1": run_table,
     "scdd objectives 1": objectives_table,
