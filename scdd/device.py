@@ -22,3 +22,8 @@ def resolve_device(name: str) -> torch.device:
             f"--device {name}: cannot be used on this machine; it has {', '.join(have)}"
         ) from error
     return device
+
+
+def uses_bf16(precision: str, device: torch.device) -> bool:
+    """Whether a `precision` of auto, fp32 or bf16 means bf16 on this device."""
+    return precision == "bf16" or (precision == "auto" and device.type == "cuda")

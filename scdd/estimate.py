@@ -12,13 +12,13 @@ from scdd.config.run import RunConfig
 from scdd.config.squeeze import SqueezeConfig
 from scdd.config.stem import Stem
 from scdd.datasets import Dataset, load_dataset
+from scdd.device import uses_bf16
 from scdd.foreign import Loaded
 from scdd.models import create_model, has_choice_of_stem
 from scdd.models.stems import stem_of
 from scdd.pipeline import steps_of
 from scdd.progress import duration
 from scdd.stages.probe import shards_of
-from scdd.stages.squeeze import uses_bf16
 from scdd.steps import check_later_steps, load_instead
 from scdd.tables import size, table
 
@@ -184,7 +184,7 @@ def _squeezes(
                 passes,
                 "training",
                 cfg.batch,
-                bf16=uses_bf16(cfg, device),
+                bf16=uses_bf16(cfg.precision, device),
             )
 
 

@@ -33,10 +33,26 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.replace(path)
         sync_folder(path.parent)
     except OSError as error:
-        if error.errno in FULL:
-            raise RunError(
-                f"{path}: no space left to write it; free some and run the same command again"
-            ) from error
+        _refuse_if_full(path, error)
+        raise
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def scratch(path: Path, size: int) -> Iterator[Path]:
+    """Yield a temporary file of `size` bytes beside `path`, all of them there, for use as memory.
+
+    Raises:
+        RunError: if the disk has no room for it.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            os.posix_fallocate(file.fileno(), 0, size)  # Else a full disk would kill the process.
+        yield temporary
+    except OSError as error:
+        _refuse_if_full(path, error)
         raise
     finally:
         temporary.unlink(missing_ok=True)
@@ -49,6 +65,13 @@ def sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def _refuse_if_full(path: Path, error: OSError) -> None:
+    if error.errno in FULL:
+        raise RunError(
+            f"{path}: no space left to write it; free some and run the same command again"
+        ) from error
 
 
 def write_json(path: Path, value: Any) -> None:

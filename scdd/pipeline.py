@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 import yaml
-from torch import nn
 
+from scdd.bn_statistics import has_batchnorm
 from scdd.config.run import RunConfig
 from scdd.distributed import joined
 from scdd.errors import ConfigError, RunError
@@ -284,9 +284,9 @@ def _check_networks(cfg: RunConfig) -> None:
         create_model(labeller.arch, 1, size, labeller.stem)
     create_model(cfg.posttrain.arch, 1, size)
     teacher = create_model(cfg.squeeze.arch, 1, size, cfg.squeeze.stem)
-    if not any(isinstance(module, nn.BatchNorm2d) for module in teacher.modules()):
+    if not has_batchnorm(teacher):
         raise ConfigError(
-            f"squeeze.arch = {cfg.squeeze.arch} has no BatchNorm2d layer, whose statistics recover "
+            f"squeeze.arch = {cfg.squeeze.arch} has no BatchNorm layer, whose statistics recover "
             "matches; choose a network that has, such as resnet8"
         )
 

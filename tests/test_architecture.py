@@ -33,6 +33,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "models",
         "objectives",
         "probing",
+        "recovery",
     ),
     "tools": (
         "augment",

@@ -77,11 +77,19 @@ def resized_crop(images: Tensor, boxes: Tensor, size: int, flip: Tensor | None =
         size: side of the result in pixels.
         flip: bool [B] or [1]; these results are mirrored left to right.
     """
-    height, width = images.shape[2:]
     boxes = boxes.to(images.device, non_blocking=True)
-    rows = _interpolation(boxes[:, 0], boxes[:, 2], height, size, None).to(images.dtype)
-    columns = _interpolation(boxes[:, 1], boxes[:, 3], width, size, flip).to(images.dtype)
-    return resample(images, rows, columns)
+    height, width = images.shape[2:]
+    rows, columns = interpolations(boxes, height, width, size, flip)
+    return resample(images, rows.to(images.dtype), columns.to(images.dtype))
+
+
+def interpolations(
+    boxes: Tensor, height: int, width: int, size: int, flip: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """What `resample` needs to do as `resized_crop`: rows [n, size, H] and columns [n, size, W]."""
+    rows = _interpolation(boxes[:, 0], boxes[:, 2], height, size, None)
+    columns = _interpolation(boxes[:, 1], boxes[:, 3], width, size, flip)
+    return rows, columns
 
 
 def resample(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:

@@ -1,26 +1,31 @@
 """Recover: synthesise images whose class and BatchNorm statistics the teacher knows.
 
-SC-DD (arXiv:2404.07976), Eq. 8 and 9; the loop is SRe2L's (arXiv:2306.13092).
+SC-DD (arXiv:2404.07976), Eq. 8 and 9; the loop is SRe2L's (arXiv:2306.13092). Images of a batch
+meet in its statistics alone, and batches do not meet at all, so groups of batches share a pass.
 """
 
+import io
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from scdd.augment import chance, denormalise, normalise, random_resized_boxes, resized_crop
-from scdd.bn_statistics import with_matched_statistics
+from scdd.augment import denormalise, normalise
 from scdd.checkpoint import NO_CHECKPOINT, Checkpoint
 from scdd.config.recover import RecoverConfig
 from scdd.config.section import Triple
 from scdd.errors import RunError
+from scdd.recovery import Terms, draw_views
 from scdd.seeding import generator
 from scdd.training import cosine, set_lr
 
 Advance = Callable[[str], None]
+LossFunction = Callable[..., Terms]
+REPORT_EVERY = 50
+"""Iterations; only then the host looks at the losses."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,23 +33,48 @@ class Batch:
     """Rows of the distilled set that are recovered together."""
 
     index: int
+    rows: Tensor
+    """int64 [B]: which rows."""
     labels: Tensor
     """int64 [B]."""
-    start: Tensor | None
+    start: Tensor | None = None
     """uint8 [B, 3, S, S]: the real images to start from; None: Gaussian noise."""
 
 
-def batches_of(ipc: int, classes: int, batch: int, start: Tensor | None = None) -> list[Batch]:
-    """Cut the C * ipc rows, rank-major, into consecutive batches of `batch`."""
-    labels = torch.arange(classes).repeat(ipc)
-    starts = [None] * len(labels) if start is None else start.split(batch)
-    return [Batch(index, part, starts[index]) for index, part in enumerate(labels.split(batch))]
+def batches_of(cfg: RecoverConfig, ipc: int, classes: int, seed: int) -> list[Batch]:
+    """Cut the C * ipc rows, rank-major, into batches, all but the last of `cfg.batch`.
+
+    With `cfg.order` shuffled the rows of each rank are shuffled first.
+    """
+    order = torch.arange(classes * ipc).view(ipc, classes)
+    if cfg.order == "shuffled":
+        draws = [generator(seed, "recover.order", rank) for rank in range(ipc)]
+        order = torch.stack(
+            [
+                row[torch.randperm(classes, generator=draw)]
+                for row, draw in zip(order, draws, strict=True)
+            ]
+        )
+    parts = order.flatten().split(cfg.batch)
+    return [Batch(index, rows, rows % classes) for index, rows in enumerate(parts)]
+
+
+def groups_of(batches: Sequence[Batch], size: int) -> list[list[Batch]]:
+    """Put batches of one size together, at most `size` in a group, in their order."""
+    groups: list[list[Batch]] = []
+    for batch in batches:
+        fits = groups and len(groups[-1]) < size
+        if fits and len(groups[-1][0].rows) == len(batch.rows):
+            groups[-1].append(batch)
+        else:
+            groups.append([batch])
+    return groups
 
 
 def recover(
     cfg: RecoverConfig,
-    teacher: nn.Module,
-    batch: Batch,
+    losses: Sequence[LossFunction],
+    group: Sequence[Batch],
     image_size: int,
     mean: Triple,
     std: Triple,
@@ -54,101 +84,178 @@ def recover(
     advance: Advance = lambda note: None,
     log: Callable[..., None] = lambda **values: None,
 ) -> Tensor:
-    """Return the recovered images of one batch: uint8 [B, 3, S, S], rounded.
+    """Return the recovered images of a group of batches: uint8 [G * B, 3, S, S].
 
     Minimises cross-entropy + alpha * BatchNorm matching with Adam in normalised pixel space, on a
-    random view of the images at each iteration; the last iterate is the result.
+    random view of the images at each iteration; the last iterate is the result. What a batch
+    becomes depends on its number and the seed, but for rounding not on its group.
+
+    Args:
+        cfg: the settings.
+        losses: `RecoveryLoss` of each teacher for groups of this size, compiled or not; they take
+            turns, an iteration each.
+        group: batches of one size.
+        image_size: S.
+        mean, std: of the pixels, as the teachers know them.
+        seed: of the run.
+        device: where to compute.
+        checkpoint: the state of the loop.
+        advance: called after each iteration with a word on where it stands.
+        log: called with the losses of each batch, now and then.
 
     Raises:
-        RunError: if the loss stops being finite.
+        RunError: if a loss stops being finite.
     """
-    matched = with_matched_statistics(teacher, cfg.first_bn_multiplier).to(device)
-    labels = batch.labels.to(device)
-    draw = generator(seed, "recover", batch.index, device=device)
+    labels = torch.cat([batch.labels for batch in group]).to(device)
+    draws = [generator(seed, "recover", batch.index) for batch in group]
     low, high = (
         normalise(torch.full((1, 3, 1, 1), edge, device=device), mean, std) for edge in (0.0, 1.0)
     )
-    x = _start(batch, image_size, mean, std, draw, device).requires_grad_(True)
-    optimizer = torch.optim.Adam([x], lr=cfg.lr, betas=cfg.betas, weight_decay=cfg.weight_decay)
-    step = _restore(checkpoint, x, optimizer, draw)
+    begun = _start(group, image_size, mean, std, draws).to(device)
+    x = begun.clone().requires_grad_(True)
+    learnt = [parameter for loss in losses for parameter in _learnt(loss)]
+    optimizer = _optimizer(cfg, x, learnt)
+    merges = {round(cfg.iterations * n / (cfg.merges + 1)) for n in range(1, cfg.merges + 1)}
+    step = _restore(checkpoint, x, learnt, optimizer, draws)
+    numbers = [batch.index + 1 for batch in group]
+    note = f"batch {numbers[0]}" + (f" to {numbers[-1]}" if len(numbers) > 1 else "")
     while step < cfg.iterations:
-        set_lr(optimizer, cfg.lr * cosine(step / cfg.iterations))
-        logits, matching_loss = matched(random_view(x, cfg, draw))
-        class_loss = F.cross_entropy(logits.float(), labels)
-        loss = class_loss + cfg.alpha * matching_loss
+        done = step / cfg.iterations
+        if step in merges:
+            with torch.no_grad():
+                x.lerp_(begun, 1 - cfg.merge_share)
+            optimizer = _optimizer(cfg, x, learnt)
+        set_lr(optimizer, cfg.lr * _rate(cfg, done))
+        view = draw_views(cfg, image_size, len(x) // len(group), done, draws)
+        alpha = torch.full((), _alpha(cfg, done), device=device)
+        shown = None if view is None else view.to(device)
+        torch.compiler.cudagraph_mark_step_begin()
+        terms = losses[step % len(losses)](x, labels, shown, alpha)
         optimizer.zero_grad()
-        loss.backward()
+        terms.total.backward()
         optimizer.step()
         with torch.no_grad():
             x.clamp_(low, high)
         step += 1
-        advance(f"batch {batch.index + 1}")
-        if step % 50 == 0 or step == cfg.iterations:
-            _report(batch.index, step, class_loss, matching_loss, log)
+        advance(note)
+        if step % REPORT_EVERY == 0 or step == cfg.iterations:
+            _report(group, step, terms, log)
         if checkpoint.due:
-            checkpoint.save(_state(step, x, optimizer, draw))
-    pixels = denormalise(x.detach(), mean, std)
-    return (pixels * 255).round().clamp(0, 255).to(torch.uint8).cpu()
+            checkpoint.save(_state(step, x, learnt, optimizer, draws))
+    return to_bytes(denormalise(x.detach(), mean, std).cpu(), cfg.save)
 
 
-def random_view(x: Tensor, cfg: RecoverConfig, draw: torch.Generator) -> Tensor:
-    """Crop, flip and roll [B, 3, S, S]; one draw for the batch, or one per image."""
-    size = x.shape[-1]
-    if cfg.crop != "none":
-        count = len(x) if cfg.crop == "sample" else 1
-        boxes = random_resized_boxes(count, size, size, cfg.crop_scale, draw)
-        x = resized_crop(x, boxes, size, chance(count, 0.5 if cfg.flip else 0.0, draw))
-    if cfg.roll:
-        shift = torch.randint(cfg.roll + 1, (2,), generator=draw, device=draw.device).tolist()
-        x = torch.roll(x, shift, dims=(2, 3))
-    return x
+def to_bytes(pixels: Tensor, save: str) -> Tensor:
+    """Turn images [N, 3, S, S] in [0, 1] into uint8, rounded; or as the paper's images were saved.
+
+    Those were cut to whole numbers and stored as JPEG of quality 75 with halved colour resolution.
+    """
+    scaled = (pixels * 255).clamp(0, 255)
+    if save == "lossless":
+        return scaled.round().to(torch.uint8)
+    from PIL import Image
+
+    restored = []
+    for image in scaled.to(torch.uint8):
+        file = io.BytesIO()
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(file, "JPEG", quality=75)
+        array = torch.frombuffer(bytearray(Image.open(file).tobytes()), dtype=torch.uint8)
+        restored.append(array.view(*image.shape[1:], 3).permute(2, 0, 1))
+    return torch.stack(restored)
+
+
+def _learnt(loss: LossFunction) -> list[nn.Parameter]:
+    """What a loss learns with the images, as it is at the start."""
+    found = getattr(loss, "log_scale", None)
+    if found is None:
+        return []
+    with torch.no_grad():
+        found.zero_()
+    return [found]
+
+
+def _optimizer(cfg: RecoverConfig, x: Tensor, learnt: Sequence[Tensor]) -> torch.optim.Optimizer:
+    groups: list[dict[str, Any]] = [{"params": [x], "weight_decay": cfg.weight_decay}]
+    if learnt:
+        groups.append({"params": list(learnt), "weight_decay": 0.0})
+    return torch.optim.Adam(groups, lr=cfg.lr, betas=cfg.betas, fused=True)
+
+
+def _rate(cfg: RecoverConfig, done: float) -> float:
+    """Share of the peak rate."""
+    warmup = cfg.warmup / cfg.iterations
+    if cfg.schedule == "constant":
+        return min(1.0, done / warmup) if warmup else 1.0
+    return cosine(done, warmup)
+
+
+def _alpha(cfg: RecoverConfig, done: float) -> float:
+    end = cfg.alpha if cfg.alpha_end is None else cfg.alpha_end
+    return end + (cfg.alpha - end) * cosine(done)
 
 
 def _start(
-    batch: Batch,
+    group: Sequence[Batch],
     image_size: int,
     mean: Triple,
     std: Triple,
-    draw: torch.Generator,
-    device: torch.device,
+    draws: Sequence[torch.Generator],
 ) -> Tensor:
-    if batch.start is not None:
-        return normalise(batch.start.to(device).float() / 255, mean, std)
-    shape = (len(batch.labels), 3, image_size, image_size)
-    return torch.randn(shape, generator=draw, device=device)
+    parts = []
+    for batch, draw in zip(group, draws, strict=True):
+        if batch.start is not None:
+            parts.append(normalise(batch.start.float() / 255, mean, std))
+        else:
+            shape = (len(batch.rows), 3, image_size, image_size)
+            parts.append(torch.randn(shape, generator=draw))
+    return torch.cat(parts)
 
 
-def _report(
-    index: int, step: int, class_loss: Tensor, matching_loss: Tensor, log: Callable[..., None]
-) -> None:
-    values = {"class_loss": class_loss.item(), "matching_loss": matching_loss.item()}
-    if not all(math.isfinite(value) for value in values.values()):
-        raise RunError(
-            f"recover: batch {index + 1} diverged at iteration {step} ({values}); lower "
-            "recover.lr or recover.alpha and run again with --redo recover"
-        )
-    log(batch=index, iteration=step, **values)
+def _report(group: Sequence[Batch], step: int, terms: Terms, log: Callable[..., None]) -> None:
+    class_loss, matching_loss = terms.class_loss.tolist(), terms.matching_loss.tolist()
+    for batch, one, other in zip(group, class_loss, matching_loss, strict=True):
+        values = {"class_loss": one, "matching_loss": other}
+        if not all(math.isfinite(value) for value in values.values()):
+            raise RunError(
+                f"recover: batch {batch.index + 1} diverged at iteration {step} ({values}); lower "
+                "recover.lr or recover.alpha and run again with --redo recover"
+            )
+        log(batch=batch.index, iteration=step, **values)
+    distances = terms.distances.mean(dim=2).tolist()
+    layers = [[float(f"{value:.4g}") for value in pair] for pair in distances]
+    log(batches=[batch.index for batch in group], iteration=step, layers=layers)
 
 
 def _state(
-    step: int, x: Tensor, optimizer: torch.optim.Optimizer, draw: torch.Generator
+    step: int,
+    x: Tensor,
+    learnt: Sequence[Tensor],
+    optimizer: torch.optim.Optimizer,
+    draws: Sequence[torch.Generator],
 ) -> dict[str, object]:
     return {
         "step": step,
         "images": x.detach(),
+        "learnt": [tensor.detach() for tensor in learnt],
         "optimizer": optimizer.state_dict(),
-        "draw": draw.get_state(),
+        "draws": [draw.get_state() for draw in draws],
     }
 
 
 def _restore(
-    checkpoint: Checkpoint, x: Tensor, optimizer: torch.optim.Optimizer, draw: torch.Generator
+    checkpoint: Checkpoint,
+    x: Tensor,
+    learnt: Sequence[Tensor],
+    optimizer: torch.optim.Optimizer,
+    draws: Sequence[torch.Generator],
 ) -> int:
     state = checkpoint.load()
     if state is None:
         return 0
     with torch.no_grad():
-        x.copy_(state["images"])
+        for tensor, value in zip((x, *learnt), (state["images"], *state["learnt"]), strict=True):
+            tensor.copy_(value)
     optimizer.load_state_dict(state["optimizer"])
-    draw.set_state(state["draw"])
+    for draw, value in zip(draws, state["draws"], strict=True):
+        draw.set_state(value)
     return int(state["step"])

@@ -13,6 +13,7 @@ from scdd.augment import ViewDraw, colour, draw_views, normalise
 from scdd.checkpoint import Checkpoint
 from scdd.config.squeeze import SqueezeConfig
 from scdd.datasets.sources import ImageSource, Request
+from scdd.device import uses_bf16
 from scdd.distributed import own_rows, rank_and_size
 from scdd.divergence import Monitor
 from scdd.errors import ConfigError, DataError
@@ -162,13 +163,9 @@ def _together(objective: Objective) -> nn.Module:
     return DistributedDataParallel(objective, **option)
 
 
-def uses_bf16(cfg: SqueezeConfig, device: torch.device) -> bool:
-    """Whether the backbone computes in bf16 on this device."""
-    return cfg.precision == "bf16" or (cfg.precision == "auto" and device.type == "cuda")
-
-
 def _arithmetic(cfg: SqueezeConfig, device: torch.device) -> torch.autocast:
-    return torch.autocast(device.type, torch.bfloat16, enabled=uses_bf16(cfg, device))
+    bf16 = uses_bf16(cfg.precision, device)
+    return torch.autocast(device.type, torch.bfloat16, enabled=bf16)
 
 
 def _knn_top1(

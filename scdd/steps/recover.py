@@ -1,42 +1,70 @@
 """Steps recover and recover_real: teacher.safetensors to images.h5."""
 
+import json
+import math
+from dataclasses import replace
 from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import nn
 
 from scdd.checkpoint import load_weights, save_weights
 from scdd.config.recover import RecoverConfig
+from scdd.datasets.pixel_statistics import with_statistics
+from scdd.device import uses_bf16
 from scdd.distilled import write_distilled
-from scdd.progress import Bar
-from scdd.stages.recover import batches_of, recover
-from scdd.stages.select import random_real
+from scdd.files import scratch, write_json
+from scdd.progress import Bar, say
+from scdd.recovery import RecoveryLoss
+from scdd.recovery.speed import batches_a_second, compiled, fastest_group, worth_compiling
+from scdd.stages.recover import Batch, LossFunction, batches_of, groups_of, recover
+from scdd.stages.select import Chosen, choose_start, read_chosen
 from scdd.steps.context import Context, header_of
 from scdd.steps.shards import finished, remove_shards
 
 
+class Way(NamedTuple):
+    """How a step is computed: decided once, kept in the run directory, the same after a resume."""
+
+    group: int
+    compiled: bool
+
+
 def run_recover(context: Context, step: str) -> tuple[str, ...]:
-    """teacher -> images.h5; `recover_real` starts from random real images, `recover` from noise."""
-    cfg, target = context.cfg, context.run.folder(step) / "images.h5"
-    shards = context.run.folder(step) / "shards"
+    """teacher -> images.h5; `recover_real` starts from real images, `recover` as its section says.
+
+    Ranks share the groups of batches; what is finished of them outlives any of the ranks.
+    """
+    cfg, folder = context.cfg, context.run.folder(step)
+    target, shards = folder / "images.h5", folder / "shards"
     settings = cfg.recover_real if step == "recover_real" else cfg.recover
     assert settings is not None
     teacher, about = context.network("probe", "teacher.safetensors")
-    start = _start_images(context, settings)
-    batches = batches_of(cfg.ipc, len(about["classes"]), settings.batch, start)
-    mine = context.world.share(batches)
+    size, classes = about["image_size"], len(about["classes"])
+    batches = batches_of(settings, cfg.ipc, classes, cfg.seed)
+    way = _way(context, step, settings, teacher, batches, size)
+    groups = groups_of(batches, way.group)
+    chosen = _chosen(context, step, settings, teacher, about)
+    # Listed by all before any goes on, so that all agree on what is left, however many they are.
+    left = [group for group in groups if not (_shard(shards, group).exists() or target.exists())]
+    context.world.barrier()
+    mine = context.world.share(left)
+    losses: dict[tuple[int, int], list[LossFunction]] = {}
     with Bar(step, len(mine) * settings.iterations) as bar:
-        for batch in mine:
-            shard = shards / f"batch-{batch.index:05d}.safetensors"
-            if shard.exists() or target.exists():
-                bar.advance(settings.iterations)
-                continue
-            checkpoint = context.checkpoint(step, f"batch-{batch.index:05d}")
+        for group in mine:
+            shape = (len(group), len(group[0].rows))
+            if shape not in losses:
+                losses = {shape: _losses(context, settings, [teacher], shape, size, way)}
+            shard = _shard(shards, group)
+            checkpoint = context.checkpoint(step, shard.stem)
             images = recover(
                 settings,
-                teacher,
-                batch,
-                about["image_size"],
+                losses[shape],
+                _started(context, chosen, group),
+                size,
                 about["mean"],
                 about["std"],
                 cfg.seed,
@@ -45,21 +73,104 @@ def run_recover(context: Context, step: str) -> tuple[str, ...]:
                 lambda note: bar.advance(note=note),
                 partial(context.run.log, step),
             )
-            save_weights(shard, {"images": images}, {"index": batch.index})
+            save_weights(shard, {"images": images}, {"batches": [b.index for b in group]})
             checkpoint.remove()
     context.world.barrier()
     if context.world.leads and not target.exists():
-        images = torch.cat([load_weights(path)[0]["images"] for path in finished(shards)])
-        labels = torch.cat([batch.labels for batch in batches])
-        write_distilled(target, header_of(context, about, "none"), images, labels.int(), None)
+        _merge(context, target, shards, batches, about)
     if context.world.leads:
         remove_shards(shards)
     return ("images.h5",)
 
 
-def _start_images(context: Context, settings: RecoverConfig) -> Tensor | None:
-    """Real images to start from, the same that the baseline uses; None for noise."""
+def _shard(shards: Path, group: list[Batch]) -> Path:
+    return shards / f"batch-{group[0].index:05d}.safetensors"
+
+
+def _way(
+    context: Context,
+    step: str,
+    settings: RecoverConfig,
+    teacher: nn.Module,
+    batches: list[Batch],
+    size: int,
+) -> Way:
+    """What an earlier start has decided, else decide."""
+    path, device = context.run.folder(step) / "way.json", context.device
+    context.world.barrier()
+    if context.world.leads and not path.exists():
+        # No rank is to go without.
+        most = -(-len(batches) // context.world.size)
+        group = min(settings.group or 1, most)
+        if settings.group is None and device.type == "cuda":
+            bf16, count = uses_bf16(settings.precision, device), len(batches[0].rows)
+            group = fastest_group(
+                lambda g: batches_a_second(settings, teacher, g, count, size, device, bf16), most
+            )
+        rows = sum(len(batch.rows) for batch in batches)
+        whole = worth_compiling(settings, teacher, rows, size, device)
+        write_json(path, Way(group, whole)._asdict())
+    context.world.barrier()
+    way = Way(**json.loads(path.read_text()))
+    say(f"  batches in one pass: {way.group} of {len(batches)}")
+    return way
+
+
+def _losses(
+    context: Context,
+    settings: RecoverConfig,
+    teachers: list[nn.Module],
+    shape: tuple[int, int],
+    size: int,
+    way: Way,
+) -> list[LossFunction]:
+    device, (group, count) = context.device, shape
+    bf16 = uses_bf16(settings.precision, device)
+    plain = [RecoveryLoss(teacher, settings, group, bf16).to(device) for teacher in teachers]
+    return [compiled(loss, count, size, device) if way.compiled else loss for loss in plain]
+
+
+def _chosen(
+    context: Context,
+    step: str,
+    settings: RecoverConfig,
+    teacher: nn.Module,
+    about: dict[str, Any],
+) -> Chosen | None:
+    """Which real images the rows start from, chosen once; None for noise."""
     if settings.start == "noise":
         return None
+    cfg, path = context.cfg, context.run.folder(step) / "start.safetensors"
+    if context.world.leads and not path.exists():
+        train = with_statistics(context.dataset.train, about["mean"], about["std"])
+        chosen = choose_start(settings, train, teacher, cfg.ipc, cfg.seed, context.device)
+        found = {name: tensor for name, tensor in chosen._asdict().items() if tensor is not None}
+        save_weights(path, found, {})
+    context.world.barrier()
+    return Chosen(**load_weights(path)[0])
+
+
+def _started(context: Context, chosen: Chosen | None, group: list[Batch]) -> list[Batch]:
+    """The batches with the real images that they start from, if they do."""
+    if chosen is None:
+        return group
     train = context.dataset.train
-    return train.read(random_real(train, context.cfg.ipc, context.cfg.seed)).cpu()
+    return [replace(batch, start=read_chosen(train, chosen, batch.rows).cpu()) for batch in group]
+
+
+def _merge(
+    context: Context, target: Path, shards: Path, batches: list[Batch], about: dict[str, Any]
+) -> None:
+    """Write images.h5 in the order of the rows; one shard at a time is in memory."""
+    rows = sum(len(batch.rows) for batch in batches)
+    labels = torch.empty(rows, dtype=torch.int32)
+    shape = (rows, 3, about["image_size"], about["image_size"])
+    with scratch(target.with_name("rows"), math.prod(shape)) as file:
+        images = np.memmap(file, np.uint8, "r+", shape=shape)
+        for path in finished(shards):
+            tensors, of = load_weights(path)
+            group = [batches[number] for number in of["batches"]]
+            images[torch.cat([batch.rows for batch in group]).numpy()] = tensors["images"].numpy()
+        for batch in batches:
+            labels[batch.rows] = batch.labels.int()
+        write_distilled(target, header_of(context, about, "none"), images, labels, None)

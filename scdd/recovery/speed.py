@@ -1,0 +1,121 @@
+"""How recovery is computed: batches in one pass, compiled or not. None of it changes the method."""
+
+import time
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from scdd.config.recover import RecoverConfig
+from scdd.errors import RunError
+from scdd.progress import say
+from scdd.recovery.loss import RecoveryLoss, Terms
+from scdd.recovery.views import draw_views
+
+WORTH_COMPILING = {"cpu": 2e14, "cuda": 3e15}
+"""FLOPs of a step, by kind of device, above which compiling (about a minute) is made up for."""
+GAIN = 1.1
+"""How much faster twice the group has to be to be worth its memory."""
+TRIALS = 3
+
+
+def worth_compiling(
+    cfg: RecoverConfig, teacher: nn.Module, images: int, size: int, device: torch.device
+) -> bool:
+    """Whether recovering so many images of `size` px is to be done with a compiled teacher."""
+    if cfg.compile != "auto":
+        return cfg.compile == "on"
+    counter = FlopCounterMode(display=False)
+    with counter, torch.no_grad():
+        teacher(torch.zeros(1, 3, size, size, device=next(teacher.parameters()).device))
+    # The backward pass to the images costs as much as the forward pass, the weights being frozen.
+    work = 2.0 * counter.get_total_flops() * images * cfg.iterations
+    return work >= WORTH_COMPILING.get(device.type, float("inf"))
+
+
+def compiled(
+    loss: RecoveryLoss, batch: int, size: int, device: torch.device
+) -> Callable[..., Terms]:
+    """Compile a loss for groups of batches of `batch` images of `size` px, and try it out.
+
+    Where that fails, as without a C++ compiler, `compile: auto` goes on without, saying so.
+
+    Raises:
+        RunError: if the configuration insists on it.
+    """
+    mode = "reduce-overhead" if device.type == "cuda" else None
+    fast = torch.compile(loss, fullgraph=True, dynamic=False, mode=mode)
+    started = time.monotonic()
+    try:
+        iterate(fast, loss, batch, size, device)
+    except (torch.OutOfMemoryError, MemoryError, KeyboardInterrupt):
+        raise
+    except Exception as error:
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        if loss.cfg.compile == "on":
+            raise RunError(
+                f"recover: torch.compile cannot compile the teacher ({reason}); set "
+                "recover.compile=auto to go on without"
+            ) from error
+        say(f"  torch.compile failed ({reason}); going on without")
+        return loss
+    say(f"  compiled in {time.monotonic() - started:.0f} s")
+    return fast
+
+
+def iterate(
+    function: Callable[..., Terms],
+    loss: RecoveryLoss,
+    batch: int,
+    size: int,
+    device: torch.device,
+) -> None:
+    """One forward and backward pass of `loss`, by `function`, on images that nobody needs."""
+    x = torch.randn(loss.groups * batch, 3, size, size, device=device, requires_grad=True)
+    labels = torch.zeros(len(x), dtype=torch.int64, device=device)
+    draws = [torch.Generator() for _ in range(loss.groups)]
+    view = draw_views(loss.cfg, size, batch, 0.0, draws)
+    shown = None if view is None else view.to(device)
+    terms = function(x, labels, shown, torch.ones((), device=device))
+    terms.total.backward()
+    if loss.log_scale is not None:
+        loss.log_scale.grad = None
+
+
+def fastest_group(rate: Callable[[int], float], most: int) -> int:
+    """Double the group as long as that pays and the memory lasts, from 1 up to `most`.
+
+    `rate` tells how many batches a second a group gets through; out of memory, it raises.
+    """
+    best, fastest, group = 1, 0.0, 1
+    while group <= most:
+        try:
+            found = rate(group)
+        except torch.OutOfMemoryError:
+            break
+        if found < GAIN * fastest:
+            break
+        best, fastest, group = group, found, 2 * group
+    return best
+
+
+def batches_a_second(
+    cfg: RecoverConfig,
+    teacher: nn.Module,
+    group: int,
+    batch: int,
+    size: int,
+    device: torch.device,
+    bf16: bool,
+) -> float:
+    """Time a group on a GPU, without compiling, which takes more memory than with."""
+    loss = RecoveryLoss(teacher, cfg, group, bf16).to(device)
+    torch.cuda.empty_cache()
+    for trial in range(1 + TRIALS):
+        if trial == 1:
+            torch.cuda.synchronize(device)
+            started = time.monotonic()
+        iterate(loss, loss, batch, size, device)
+    torch.cuda.synchronize(device)
+    return TRIALS * group / (time.monotonic() - started)
