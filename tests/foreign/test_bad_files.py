@@ -2,7 +2,6 @@
 
 import argparse
 import io
-import os
 import random
 from pathlib import Path
 
@@ -17,16 +16,7 @@ from scdd.models import create_model
 from tests.foreign import layouts
 from tests.foreign.conftest import refusal, state_of
 from tests.foreign.layouts import filled, write
-
-
-class Code:
-    """Creates a folder when it is unpickled by a reader that runs code."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.path),)
+from tests.pickled_code import Code
 
 
 def test_pickled_code_is_refused_and_does_not_run(net, tmp_path):
