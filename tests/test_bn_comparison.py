@@ -2,7 +2,6 @@
 
 import csv
 import os
-import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,8 @@ from scdd.checkpoint import save_weights
 from scdd.errors import CheckpointError, ConfigError
 from scdd.models import create_model
 from tests.conftest import Command, Outcome
+from tests.damaged_copies import assert_read_or_refused
+from tests.pickled_code import Code
 
 Run = Callable[..., Outcome]
 
@@ -223,16 +224,6 @@ def test_nothing_that_a_terminal_would_obey_is_printed_or_written(
 # What is refused
 
 
-class Code:
-    """Unpickled, it makes a folder."""
-
-    def __init__(self, marker: Path) -> None:
-        self.marker = marker
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return os.mkdir, (str(self.marker),)
-
-
 def spoil(path: Path, how: str) -> None:
     """Make a checkpoint that cannot be used."""
     weights: dict[str, Any] = net().state_dict()
@@ -299,18 +290,7 @@ def test_a_checkpoint_cut_or_flipped_anywhere_is_read_or_refused_and_never_crash
         save_file(weights, path)
     else:
         torch.save(weights, path, _use_new_zipfile_serialization=suffix == ".pt")
-    whole, dice = path.read_bytes(), random.Random(1)
-    for trial in range(200):
-        data = bytearray(whole)
-        if trial % 3 == 0:
-            del data[dice.randrange(len(data)) :]
-        else:
-            data[dice.randrange(len(data))] ^= 1 << dice.randrange(8)
-        path.write_bytes(data)
-        try:
-            compare_checkpoints([path], None)
-        except CheckpointError as error:
-            assert str(error).startswith(f"{path}: ")
+    assert_read_or_refused(path, 200, lambda: compare_checkpoints([path], None))
 
 
 def test_the_same_checkpoint_twice_is_refused_however_it_is_spelt(tmp_path: Path):

@@ -17,6 +17,8 @@ from torch import nn
 
 from scdd.checkpoint import NO_CHECKPOINT, Checkpoint, fill, load_weights, save_weights
 from scdd.errors import CheckpointError
+from tests.damaged_copies import assert_read_or_refused
+from tests.pickled_code import Code
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -200,16 +202,6 @@ def test_without_a_path_nothing_is_due_and_nothing_is_there():
     NO_CHECKPOINT.remove()
 
 
-class Code:
-    """Creates a file when it is unpickled by a reader that runs code."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.path),)
-
-
 def test_code_in_a_checkpoint_is_refused_and_does_not_run(tmp_path: Path):
     path = tmp_path / "c.pt"
     torch.save({"step": 3, "images": Code(tmp_path / "ran")}, path)
@@ -232,18 +224,7 @@ def test_a_checkpoint_cut_or_flipped_anywhere_is_refused_or_read_and_never_crash
     optimizer = {"state": {0: {"step": torch.ones(())}}, "param_groups": [{"lr": 0.1}]}
     state = {"step": 3, "images": torch.ones(2, 3, 4, 4), "optimizer": optimizer}
     Checkpoint(path, 0).save(state)
-    whole, dice = path.read_bytes(), random.Random(1)
-    for trial in range(300):
-        data = bytearray(whole)
-        if trial % 3 == 0:
-            del data[dice.randrange(len(data)) :]
-        else:
-            data[dice.randrange(len(data))] ^= 1 << dice.randrange(8)
-        path.write_bytes(data)
-        try:
-            Checkpoint(path, 0).load()
-        except CheckpointError as error:
-            assert str(error).startswith(f"{path}: ")
+    assert_read_or_refused(path, 300, lambda: Checkpoint(path, 0).load())
 
 
 @pytest.mark.parametrize("name", ["w.safetensors", "c.pt"])

@@ -128,6 +128,15 @@ def outputs_of(module: nn.Module) -> list[Tensor]:
     return found
 
 
+def assert_equal_but_not_shared(one: nn.Module, other: nn.Module) -> None:
+    """Weights and buffers of both are equal, and no tensor of one is a tensor of the other."""
+    mine, theirs = one.state_dict(), other.state_dict()
+    assert mine.keys() == theirs.keys()
+    for name, tensor in mine.items():
+        assert torch.equal(tensor, theirs[name])
+        assert tensor.data_ptr() != theirs[name].data_ptr()
+
+
 def layers(head: nn.Module) -> list[tuple[str, ...]]:
     """Kind and widths of every layer, and what it learns beside a weight, in words."""
     found: list[tuple[str, ...]] = []

@@ -1,5 +1,7 @@
 """What the tests of the objectives with multi-crop share: small views, and steps of training."""
 
+import copy
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -41,6 +43,26 @@ def train(
         objective.on_step_end()
         losses.append(loss.item())
     return losses
+
+
+def assert_goes_on_from_its_state_dict(
+    fresh: Callable[[], tuple[Objective, torch.optim.Optimizer]],
+) -> None:
+    """A fresh objective that is given the state of a trained one takes the same next steps.
+
+    `fresh` makes an objective and an optimizer that remembers nothing.
+    """
+    whole, optimizer = fresh()
+    train(whole, optimizer, [0.0, 0.1, 0.2, 0.3])
+    saved = copy.deepcopy(whole.state_dict())
+    wanted = train(whole, optimizer, [0.4, 0.5, 0.6])
+    resumed, optimizer = fresh()
+    train(resumed, optimizer, [2.0])  # elsewhere by now
+    resumed.load_state_dict(saved)
+    assert train(resumed, optimizer, [0.4, 0.5, 0.6]) == wanted
+    assert resumed.state_dict().keys() == whole.state_dict().keys()
+    for name, tensor in whole.state_dict().items():
+        assert torch.equal(tensor, resumed.state_dict()[name]), name
 
 
 def assert_close_gradients(mine: nn.Module, truth: nn.Module) -> None:

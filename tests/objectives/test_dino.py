@@ -17,6 +17,7 @@ from scdd.training import make_optimizer
 from tests.objectives.multicrop_training import (
     SIZE,
     assert_close_gradients,
+    assert_goes_on_from_its_state_dict,
     batch,
     sixty_steps,
     train,
@@ -287,17 +288,7 @@ def test_a_state_dict_carries_all_that_the_next_steps_depend_on():
             [p for p in objective.parameters() if p.requires_grad], lr=0.1
         )
 
-    whole, optimizer = fresh()
-    train(whole, optimizer, [0.0, 0.1, 0.2, 0.3])
-    saved = copy.deepcopy(whole.state_dict())
-    wanted = train(whole, optimizer, [0.4, 0.5, 0.6])
-    resumed, optimizer = fresh()
-    train(resumed, optimizer, [2.0])  # elsewhere by now
-    resumed.load_state_dict(saved)
-    assert train(resumed, optimizer, [0.4, 0.5, 0.6]) == wanted
-    assert resumed.state_dict().keys() == whole.state_dict().keys()
-    for name, tensor in whole.state_dict().items():
-        assert torch.equal(tensor, resumed.state_dict()[name]), name
+    assert_goes_on_from_its_state_dict(fresh)
 
 
 def test_under_autocast_logits_and_loss_are_computed_in_float32():

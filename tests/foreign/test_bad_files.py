@@ -1,0 +1,86 @@
+"""Files with code in them, damaged files and files of something else are one sentence."""
+
+import argparse
+import io
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from scdd.errors import CheckpointError
+from scdd.foreign import load_backbone
+from scdd.models import create_model
+from tests.foreign import layouts
+from tests.foreign.conftest import refusal, state_of
+from tests.foreign.layouts import filled, write
+from tests.pickled_code import Code
+
+
+def test_pickled_code_is_refused_and_does_not_run(net, tmp_path):
+    for content in (
+        {"state_dict": state_of(net)[0], "hyper_parameters": Code(tmp_path / "ran")},
+        Code(tmp_path / "ran"),
+    ):
+        sentence = refusal(write(tmp_path / "file", content))
+        assert "holds pickled code (posix.mkdir), which scdd never runs" in sentence
+        assert not (tmp_path / "ran").exists()
+    assert "pickled code (torch.nn.modules" in refusal(write(tmp_path / "net", nn.Linear(2, 2)))
+
+
+def test_allowing_arguments_in_a_file_allows_nothing_else_and_ends_with_the_file(net, tmp_path):
+    path = write(tmp_path / "file", layouts.dino_full(*state_of(net)))
+    load_backbone(path, "resnet18", 32)
+    assert argparse.Namespace not in torch.serialization.get_safe_globals()
+    path = write(path, {"args": argparse.Namespace(hook=Code(tmp_path / "ran"))})
+    assert "pickled code (posix.mkdir)" in refusal(path) and not (tmp_path / "ran").exists()
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit.load:UserWarning")
+def test_a_program_of_torchscript_is_refused(tmp_path):
+    torch.jit.save(torch.jit.trace(nn.Linear(2, 2), torch.zeros(1, 2)), tmp_path / "program.pt")
+    assert "a TorchScript program" in refusal(tmp_path / "program.pt")
+
+
+def test_a_file_that_is_missing_empty_or_no_weights_is_refused(tmp_path):
+    assert "cannot be read (No such file or directory)" in refusal(tmp_path / "nowhere.pth")
+    assert "cannot be read (Is a directory)" in refusal(tmp_path)
+    for content in (b"", b"PK\x03\x04", b"garbage" * 30, b"\x80\x02}q\x00."):
+        (tmp_path / "file").write_bytes(content)
+        assert "no weights file" in refusal(tmp_path / "file")
+    for nothing in ({}, [1, 2], 3, {"epoch": 3}):
+        assert "holds no weights by name" in refusal(write(tmp_path / "file", nothing))
+    keys = refusal(
+        write(tmp_path / "file", {"state_dict": {f"block.{n}": filled(2) for n in range(9)}})
+    )
+    assert "holds no network with the names of resnet18 (its keys: block.0, block.1," in keys
+
+
+def test_a_file_cut_or_changed_anywhere_is_refused_or_read_and_never_crashes(tmp_path):
+    net = create_model("resnet8", 0, 32)
+    for legacy in (False, True):
+        buffer = io.BytesIO()
+        torch.save(net.state_dict(), buffer, _use_new_zipfile_serialization=not legacy)
+        check_damage(buffer.getvalue(), tmp_path / "file.pth")
+    save_file({k: v.contiguous() for k, v in net.state_dict().items()}, tmp_path / "whole")
+    check_damage((tmp_path / "whole").read_bytes(), tmp_path / "file.safetensors")
+
+
+def check_damage(whole: bytes, path: Path) -> None:
+    dice = random.Random(0)
+    for trial in range(30):
+        data = bytearray(whole)
+        if trial % 2:
+            del data[dice.randrange(len(data)) :]
+        else:
+            data[dice.randrange(1000)] ^= 1 << dice.randrange(8)
+        path.write_bytes(data)
+        try:
+            load_backbone(path, "resnet8", 32)
+        except CheckpointError as error:
+            assert str(error).startswith(f"{path}: ")
+        else:
+            assert trial % 2 == 0, "a file that is cut short is not read"
