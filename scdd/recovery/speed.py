@@ -12,6 +12,7 @@ from scdd.errors import RunError
 from scdd.progress import say
 from scdd.recovery.loss import RecoveryLoss, Terms
 from scdd.recovery.views import draw_views
+from scdd.training import evaluating
 
 WORTH_COMPILING = {"cpu": 2e14, "cuda": 3e15}
 """FLOPs of a step, by kind of device, above which compiling (about a minute) is made up for."""
@@ -27,7 +28,7 @@ def worth_compiling(
     if cfg.compile != "auto":
         return cfg.compile == "on"
     counter = FlopCounterMode(display=False)
-    with counter, torch.no_grad():
+    with counter, evaluating(teacher), torch.no_grad():
         teacher(torch.zeros(1, 3, size, size, device=next(teacher.parameters()).device))
     # The backward pass to the images costs as much as the forward pass, the weights being frozen.
     work = 2.0 * counter.get_total_flops() * images * cfg.iterations

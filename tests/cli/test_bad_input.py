@@ -37,7 +37,7 @@ def test_what_a_later_step_would_refuse_is_refused_before_any_work(
     for changed, *said in [
         ("squeeze.arch=resnet9", "unknown architecture 'resnet9'", "resnet8"),
         ("posttrain.arch=resnet9", "unknown architecture 'resnet9'", "resnet8"),
-        ("squeeze.arch=vit_tiny", "squeeze.arch = vit_tiny", "no BatchNorm2d"),
+        ("squeeze.arch=vit_tiny", "squeeze.arch = vit_tiny", "no BatchNorm"),
         ("posttrain.batch=9", "posttrain.batch = 9", "group of 10", "lower relabel.group"),
         ("ipc=13", "class '0' has 12 training images", "lower ipc"),
         (
