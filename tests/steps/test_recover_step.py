@@ -109,6 +109,7 @@ def test_killed_before_every_change_it_makes_no_group_twice_and_the_same_images(
     assert sorted(path.name for path in (probed / "recover").iterdir()) == [
         "done.json",
         "images.h5",
+        "losses.png",
         "settings.json",
         "way.json",
     ]
