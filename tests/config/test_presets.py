@@ -1,18 +1,27 @@
-"""Every shipped preset, to the last key, against the values of the paper's tables."""
+"""Every shipped preset, to the last key, against the values of the papers."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from scdd.config.checkpoint import CheckpointConfig
+from scdd.config.known_checkpoints import find
 from scdd.config.load import load_config, preset_names, presets_dir
+from scdd.config.objectives import MocoV2Config, SupervisedConfig
 from scdd.config.recover import RecoverConfig
 from scdd.config.run import RunConfig
+from scdd.config.views import ViewConfig
 from scdd.models import create_model, list_models
+from tests.config.best_presets import BEST
 from tests.config.published_presets import PUBLISHED
 from tests.config.tuned_presets import TUNED
 
-PRESETS = PUBLISHED | TUNED
+PRESETS = PUBLISHED | BEST | TUNED
+PUBLIC_TEACHERS = [
+    name for name in PRESETS if "known" in PRESETS[name]["squeeze"].get("checkpoint", {})
+]
 
 
 def leaves(value: Any, prefix: str = "") -> dict[str, Any]:
@@ -29,13 +38,46 @@ def leaves(value: Any, prefix: str = "") -> dict[str, Any]:
     return found
 
 
+def defaults_under(settings: dict[str, Any]) -> dict[str, Any]:
+    """All defaults, with those of the sections that `settings` opens, adds to or exchanges."""
+    found, squeeze = RunConfig().model_dump(), settings["squeeze"]
+    if "recover_real" in settings:
+        found["recover_real"] = RecoverConfig().model_dump()
+    if "checkpoint" in squeeze:
+        found["squeeze"]["checkpoint"] = CheckpointConfig(path="").model_dump()
+    if "views" in squeeze:
+        found["squeeze"]["views"] = [ViewConfig().model_dump()] * len(squeeze["views"])
+    if squeeze.get("objective") == {"name": "supervised"}:
+        found["squeeze"]["objective"] = SupervisedConfig().model_dump()
+    return found
+
+
 def test_a_recipe_is_called_the_papers_only_where_the_paper_has_a_table_for_it():
     recipes = {name: load_config(name).recipe for name in PRESETS}
     assert {name for name, recipe in recipes.items() if recipe == "paper"} == {
         "cifar100_ipc50",
         "tiny_imagenet_ipc50",
         "imagenet_ipc50",
+        "imagenet_moco_v2",
+        "imagenet_moco_v3",
+        "imagenet_swav",
+        "imagenet_dino",
     }
+    assert {name for name, recipe in recipes.items() if recipe == "best"} == set(BEST)
+
+
+@pytest.mark.parametrize("name", PUBLIC_TEACHERS)
+def test_a_public_teacher_is_what_was_released(name: str):
+    """Files by the names of their release, and the probe by whether a linear layer is in them."""
+    config = load_config(name)
+    checkpoint = config.squeeze.checkpoint
+    assert checkpoint is not None and checkpoint.known is not None
+    known = find(checkpoint.known)
+    files = [address and Path(address).name for address in (known.file, known.head)]
+    assert [file and Path(file).name for file in (checkpoint.path, checkpoint.head)] == files
+    assert name == f"imagenet_{known.objective}" and config.squeeze.arch == known.arch
+    assert (config.dataset.mean, config.dataset.std) == (known.mean, known.std)
+    assert (config.probe.solver == "given") == (known.head is not None)
 
 
 def test_every_preset_is_written_out_here():
@@ -53,11 +95,11 @@ def test_a_preset_holds_exactly_these_settings(name: str):
 @pytest.mark.parametrize("name", sorted(PRESETS))
 def test_what_a_preset_leaves_out_is_the_default_of_the_code(name: str):
     loaded = leaves(load_config(name).model_dump())
-    default = leaves(RunConfig().model_dump())
-    if "recover_real" in PRESETS[name]:
-        del default["recover_real"]
-        default |= leaves({"recover_real": RecoverConfig().model_dump()})
-    expected = default | leaves(PRESETS[name]) | {"summary": loaded["summary"]}
+    expected = (
+        leaves(defaults_under(PRESETS[name]))
+        | leaves(PRESETS[name])
+        | {"summary": loaded["summary"]}
+    )
     assert loaded == expected
 
 
@@ -73,8 +115,9 @@ def test_a_preset_can_be_run(name: str):
     """What no range of a single value says, and would end a run after hours."""
     config = load_config(name)
     assert {config.squeeze.arch, config.posttrain.arch} <= set(list_models())
-    queued = config.squeeze.batch * (2 if config.squeeze.objective.symmetric else 1)
-    assert config.squeeze.objective.queue % queued == 0
+    objective = config.squeeze.objective
+    if isinstance(objective, MocoV2Config):
+        assert objective.queue % (config.squeeze.batch * (2 if objective.symmetric else 1)) == 0
     if config.relabel.teacher_bn == "batch":
         assert config.posttrain.batch >= config.relabel.group
     backbone = create_model(config.squeeze.arch, 0, config.dataset.image_size)
