@@ -76,8 +76,12 @@ def recover(
     first: float,
     low: Tensor,
     high: Tensor,
+    first_step: int = 0,
 ) -> tuple[Tensor, list[tuple[float, float]]]:
-    """Run one iteration per view out of `total`; return the images and the two losses of each."""
+    """Run one iteration per view out of `total`; return the images and the two losses of each.
+
+    The optimiser is new; the schedule begins at `first_step`.
+    """
     moment1, moment2, history = torch.zeros_like(x), torch.zeros_like(x), []
     for step, view in enumerate(views):
         x = x.detach().requires_grad_(True)
@@ -90,7 +94,7 @@ def recover(
             moment2 = betas[1] * moment2 + (1 - betas[1]) * gradient**2
             unbiased1 = moment1 / (1 - betas[0] ** (step + 1))
             unbiased2 = moment2 / (1 - betas[1] ** (step + 1))
-            rate = lr / 2 * (1 + math.cos(math.pi * step / total))
+            rate = lr / 2 * (1 + math.cos(math.pi * (first_step + step) / total))
             x = x - rate * unbiased1 / (unbiased2.sqrt() + 1e-8)
             x = torch.minimum(torch.maximum(x, low), high)
     return x.detach(), history
