@@ -82,7 +82,8 @@ def measure(name: str, epochs: int, data: Path, out: Path, device: torch.device)
     settings["squeeze"] = read_yaml(OBJECTIVES / f"{name}.yaml")["squeeze"] | {"epochs": epochs}
     distill(check(settings, name), run, device, until="posttrain")
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    recovered = {line["batch"]: line for line in lines if line["stage"] == "recover"}.values()
+    measured = [line for line in lines if line["stage"] == "recover" and "batch" in line]
+    recovered = {line["batch"]: line for line in measured}.values()
     weights, about = load_weights(run / "teacher.safetensors")
     layers = batchnorm_layers(weights, run)
     first, overall = channel_statistics(layers[:1]), channel_statistics(layers)

@@ -33,7 +33,7 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.replace(path)
         sync_folder(path.parent)
     except OSError as error:
-        _refuse_if_full(path, error)
+        refuse_if_full(path, error)
         raise
     finally:
         temporary.unlink(missing_ok=True)
@@ -52,7 +52,7 @@ def scratch(path: Path, size: int) -> Iterator[Path]:
             os.posix_fallocate(file.fileno(), 0, size)  # Else a full disk would kill the process.
         yield temporary
     except OSError as error:
-        _refuse_if_full(path, error)
+        refuse_if_full(path, error)
         raise
     finally:
         temporary.unlink(missing_ok=True)
@@ -67,7 +67,12 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def _refuse_if_full(path: Path, error: OSError) -> None:
+def refuse_if_full(path: Path, error: OSError) -> None:
+    """Turn the error of a full disk into a sentence.
+
+    Raises:
+        RunError: if it is that.
+    """
     if error.errno in FULL:
         raise RunError(
             f"{path}: no space left to write it; free some and run the same command again"

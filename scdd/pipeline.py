@@ -38,7 +38,7 @@ class Step:
     """One folder of the run directory.
 
     `sections` are the parts of the configuration that the step depends on, `inputs` the steps
-    whose files it reads, `shown` the files that also stand at the top of the run directory;
+    whose files it reads, `shown` those it may make that also stand at the top of the run directory;
     `reads_images` tells whether it sees real images and `images` which section names them, where it
     is given (else `dataset`); `sharded` whether ranks share its work.
     """
@@ -112,7 +112,7 @@ SCDD = (
         run_report,
         (),
         ("probe", "posttrain"),
-        ("report.md", "gallery.png"),
+        ("report.md", "gallery.png", "recover_losses.png", "recover_real_losses.png"),
         reads_images=False,
     ),
 )
@@ -213,7 +213,8 @@ def _run_step(context: Context, step: Step) -> None:
     done = run.done(step.name)
     if world.leads and done is not None:
         run.check_outputs(step.name, done)
-        run.show(step.name, tuple(name for name in step.shown if not (run.path / name).exists()))
+        shown = _shown(step, done["outputs"])
+        run.show(step.name, tuple(name for name in shown if not (run.path / name).exists()))
         gone = _gone(context.cfg, step)
         if not gone:
             run.check_inputs(step.name, _inputs(context, step))
@@ -246,8 +247,12 @@ def _run_step(context: Context, step: Step) -> None:
         peak["device"] = torch.cuda.max_memory_allocated(context.device)
     _remove(run.folder(step.name).glob("*.checkpoint"))
     digests = file_digests(run.folder(step.name), names)
-    run.finish(step.name, digests, step.shown, seconds, peak)
+    run.finish(step.name, digests, _shown(step, digests), seconds, peak)
     say(f"{step.name}: {duration(seconds)}")
+
+
+def _shown(step: Step, outputs: dict[str, str]) -> tuple[str, ...]:
+    return tuple(name for name in step.shown if name in outputs)
 
 
 def _settings(cfg: RunConfig, step: Step) -> dict[str, Any]:

@@ -1,6 +1,7 @@
-"""The end of a run: the honest table, as report.md and on the terminal, and the gallery."""
+"""The end of a run: the honest table, as report.md and on the terminal, and the pictures."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from scdd.tables import mean_sd, size, table
 
 
 def run_report(context: Context, step: str) -> tuple[str, ...]:
-    """Scores, files and times -> report.md and gallery.png."""
+    """Scores, files and times -> report.md, gallery.png and the losses of every recovery."""
     run, folder = context.run, context.run.folder(step)
     results = _scores(run.path / "posttrain" / "results.json")
     _, teacher = load_weights(run.path / "probe" / "teacher.safetensors")
@@ -37,6 +38,7 @@ def run_report(context: Context, step: str) -> tuple[str, ...]:
         folder / "gallery.png",
         {arm.name: DistilledDataset.open(run.path / arm.step / arm.file) for arm in context.arms()},
     )
+    losses = _loss_pictures(context, folder)
     lines = [
         f"# {context.cfg.dataset.name}: {context.cfg.method}, {context.cfg.ipc} images per class",
         "",
@@ -49,6 +51,7 @@ def run_report(context: Context, step: str) -> tuple[str, ...]:
         "",
         "![one row a class](gallery.png)",
         "",
+        *_recovery(losses),
         "## Time and memory",
         "",
         time_table(context),
@@ -58,7 +61,32 @@ def run_report(context: Context, step: str) -> tuple[str, ...]:
     ]
     with replacing(folder / "report.md") as temporary:
         temporary.write_text("\n".join(lines), encoding="utf-8")
-    return ("report.md", "gallery.png")
+    return ("report.md", "gallery.png", *losses)
+
+
+def _loss_pictures(context: Context, folder: Path) -> list[str]:
+    """Names of the pictures of losses, copied to where the links of the report find them."""
+    names = []
+    for step in context.step_names:
+        drawn = context.run.path / step / "losses.png"
+        if drawn.exists():
+            names.append(f"{step}_{drawn.name}")
+            with replacing(folder / names[-1]) as temporary:
+                shutil.copyfile(drawn, temporary)
+    return names
+
+
+def _recovery(losses: list[str]) -> list[str]:
+    if not losses:
+        return []
+    return [
+        "## Recovery",
+        "",
+        f"The losses and the distance of every BatchNorm layer by iteration: {', '.join(losses)}.",
+        "",
+        *(f"![losses and distances over the iterations]({name})" for name in losses),
+        "",
+    ]
 
 
 def _scores(path: Path) -> dict[str, Any]:

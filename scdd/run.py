@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from scdd.errors import ConfigError, UserError
-from scdd.files import sha256_of, write_json
+from scdd.files import refuse_if_full, sha256_of, write_json
 
 PACKAGES = ("torch", "torchvision", "timm", "h5py", "numpy", "pydantic", "torch-pruning")
 
@@ -191,8 +191,13 @@ class RunDirectory:
     def log(self, stage: str, /, **values: Any) -> None:
         """Append one line to metrics.jsonl."""
         line = {"time": round(time.time(), 2), "stage": stage, **values}
-        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        path = self.path / "metrics.jsonl"
+        try:
+            with path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+        except OSError as error:
+            refuse_if_full(path, error)
+            raise
 
     def _shown(self, step: str) -> list[str]:
         """Names of a step that may stand at the top."""

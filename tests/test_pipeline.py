@@ -30,7 +30,7 @@ PUBLISHED = {
     "relabel_real": ["real_start.h5"],
     "baseline": ["random_real.h5"],
     "posttrain": ["results.json"],
-    "report": ["report.md", "gallery.png"],
+    "report": ["report.md", "gallery.png", "recover_losses.png", "recover_real_losses.png"],
 }
 
 

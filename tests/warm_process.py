@@ -19,6 +19,8 @@ CHANGES = {"os.rename": 1, "os.remove": 0, "os.link": 1, "os.rmdir": 0}
 
 def serve() -> None:
     """Answer one JSON request a line until standard input ends."""
+    import matplotlib.backends.backend_agg  # noqa: F401
+
     import scdd.cli
     import scdd.estimate
     import scdd.evaluation

@@ -129,7 +129,8 @@ def recover(
         view = draw_views(cfg, image_size, len(x) // len(group), done, draws)
         alpha = torch.full((), _alpha(cfg, done), device=device)
         shown = None if view is None else view.to(device)
-        torch.compiler.cudagraph_mark_step_begin()
+        if device.type == "cuda":
+            torch.compiler.cudagraph_mark_step_begin()
         turn = step % len(losses)
         terms = losses[turn](x, labels, shown, alpha)
         optimizer.zero_grad()

@@ -20,7 +20,9 @@ from scdd.distilled import write_distilled
 from scdd.files import scratch, write_json
 from scdd.progress import Bar, say
 from scdd.recovery import RecoveryLoss
+from scdd.recovery.plots import draw_trajectories
 from scdd.recovery.speed import batches_a_second, compiled, fastest_group, worth_compiling
+from scdd.recovery.trajectories import read_trajectories
 from scdd.stages.recover import Batch, LossFunction, batches_of, groups_of, recover
 from scdd.stages.select import Chosen, choose_start, read_chosen
 from scdd.steps.context import Context, header_of
@@ -37,6 +39,7 @@ class Way(NamedTuple):
 def run_recover(context: Context, step: str) -> tuple[str, ...]:
     """teachers -> images.h5; `recover_real` starts from real images, `recover` as its section says.
 
+    Beside it losses.png shows how it went, a picture and no output that later steps depend on.
     Ranks share the groups of batches; what is finished of them outlives any of the ranks.
     """
     cfg, folder = context.cfg, context.run.folder(step)
@@ -81,7 +84,15 @@ def run_recover(context: Context, step: str) -> tuple[str, ...]:
         _merge(context, target, shards, batches, about)
     if context.world.leads:
         remove_shards(shards)
+        _draw_losses(context, step)
     return ("images.h5",)
+
+
+def _draw_losses(context: Context, step: str) -> None:
+    """Draw what the ranks have logged, if that is still there."""
+    trajectories = read_trajectories(context.run.path / "metrics.jsonl", step)
+    if trajectories is not None:
+        draw_trajectories(context.run.folder(step) / "losses.png", trajectories)
 
 
 def _shard(shards: Path, group: list[Batch]) -> Path:
@@ -123,7 +134,9 @@ def _way(
             )
         rows = sum(len(batch.rows) for batch in batches)
         whole = worth_compiling(settings, teachers, rows, size, device)
-        write_json(path, Way(group, whole)._asdict())
+        decided = Way(group, whole)._asdict()
+        context.run.log(step, **decided)  # Before the file, so that no loss is logged before it.
+        write_json(path, decided)
     context.world.barrier()
     way = Way(**json.loads(path.read_text()))
     say(f"  batches in one pass: {way.group} of {len(batches)}")

@@ -109,6 +109,7 @@ def test_killed_before_every_change_it_makes_no_group_twice_and_the_same_images(
     assert sorted(path.name for path in (probed / "recover").iterdir()) == [
         "done.json",
         "images.h5",
+        "losses.png",
         "settings.json",
         "way.json",
     ]
@@ -183,7 +184,11 @@ def in_process(run: Path, **recover: object) -> Context:
 
 @pytest.mark.parametrize(
     ("limit", "file", "finished"),
-    [(4_000, "shards/batch-00000.safetensors", 0), (10_000, "rows", 3)],
+    [
+        (3_500, "metrics.jsonl", 0),
+        (5_500, "recover/shards/batch-00000.safetensors", 0),
+        (10_000, "recover/rows", 3),
+    ],
 )
 def test_a_full_disk_is_one_sentence_and_finished_groups_stay(
     limit: int, file: str, finished: int, probed: Path
@@ -199,7 +204,7 @@ def test_a_full_disk_is_one_sentence_and_finished_groups_stay(
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     folder = probed / "recover"
     assert str(caught.value) == (
-        f"{folder / file}: no space left to write it; free some and run the same command again"
+        f"{probed / file}: no space left to write it; free some and run the same command again"
     )
     shards = [*folder.glob("shards/*.safetensors")]
     assert len(shards) == finished

@@ -1,0 +1,73 @@
+"""What recovery has logged, as arrays: the losses of every batch, the distances of every layer."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class Trajectories(NamedTuple):
+    """What is missing is NaN."""
+
+    iterations: NDArray[np.int64]
+    """[T], ascending: those at which something was logged."""
+    class_loss: NDArray[np.float64]
+    """[N, T] of N batches, in their order."""
+    matching_loss: NDArray[np.float64]
+    """[N, T], without alpha."""
+    distances: NDArray[np.float64]
+    """[K, 2, T] of K BatchNorm layers, mean and variance, averaged over the batches."""
+
+
+def read_trajectories(path: Path, stage: str) -> Trajectories | None:
+    """Read a stage's trajectories from metrics.jsonl; None if it holds no loss.
+
+    A kill may have torn a line or made the same iterations happen twice, then the last counts; a
+    line with `group` says that the stage has begun from nothing.
+    """
+    losses: dict[tuple[int, int], tuple[float, float]] = {}
+    layers: dict[tuple[int, int], tuple[int, list[list[float]]]] = {}
+    for line in _lines(path, stage):
+        if "group" in line:
+            losses, layers = {}, {}
+        elif "batch" in line:
+            values = (line["class_loss"], line["matching_loss"])
+            losses[line["batch"], line["iteration"]] = values
+        elif "batches" in line:
+            group = line["batches"]
+            layers[group[0], line["iteration"]] = (len(group), line["layers"])
+    if not losses:
+        return None
+    rows = {batch: row for row, batch in enumerate(sorted({batch for batch, _ in losses}))}
+    iterations = sorted({iteration for _, iteration in losses})
+    columns = {iteration: column for column, iteration in enumerate(iterations)}
+    by_batch = np.full((2, len(rows), len(columns)), np.nan)
+    for (batch, iteration), values in losses.items():
+        by_batch[:, rows[batch], columns[iteration]] = values
+    # Teachers that take turns may differ in depth.
+    depth = max((len(pairs) for _, pairs in layers.values()), default=0)
+    total, count = np.zeros((depth, 2, len(columns))), np.zeros((depth, 1, len(columns)))
+    for (_, iteration), (batches, pairs) in layers.items():
+        if iteration in columns:
+            total[: len(pairs), :, columns[iteration]] += batches * np.array(pairs)
+            count[: len(pairs), :, columns[iteration]] += batches
+    distances = np.divide(total, count, out=np.full_like(total, np.nan), where=count > 0)
+    return Trajectories(np.array(iterations), by_batch[0], by_batch[1], distances)
+
+
+def _lines(path: Path, stage: str) -> Iterator[dict[str, Any]]:
+    try:
+        file = path.open(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        return
+    with file:
+        for text in file:
+            try:
+                line = json.loads(text)
+            except ValueError:
+                continue
+            if isinstance(line, dict) and line.get("stage") == stage:
+                yield line
