@@ -178,7 +178,9 @@ def measure_case(
 def group_rate(case: Case, group: int) -> float:
     """Batches a second, as the product tries it out."""
     count = len(case.labels)
-    return batches_a_second(case.cfg, case.teacher, group, count, case.size, case.device, case.bf16)
+    return batches_a_second(
+        case.cfg, [case.teacher], group, count, case.size, case.device, case.bf16
+    )
 
 
 def make_teacher(arch: str, classes: int, size: int, device: torch.device) -> nn.Module:

@@ -85,9 +85,9 @@ def with_matched_statistics(teacher: nn.Module, groups: int = 1) -> MatchedTeach
     return MatchedTeacher(teacher, groups)
 
 
-def has_batchnorm(module: nn.Module) -> bool:
-    """Whether there is a layer whose statistics can be matched."""
-    return any(
+def count_batchnorm(module: nn.Module) -> int:
+    """Number of layers whose statistics can be matched."""
+    return sum(
         isinstance(part, BatchNorm) and part.running_mean is not None for part in module.modules()
     )
 

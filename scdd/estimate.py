@@ -1,7 +1,7 @@
 """What a run will cost: steps, FLOPs, disk, memory and a rough time, before anything is run."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -51,10 +51,8 @@ def estimate(cfg: RunConfig, device: torch.device) -> str:
     check_later_steps(cfg, dataset)
     classes, train = len(dataset.classes), len(dataset.train)
     other = load_dataset(cfg.squeeze_dataset) if cfg.squeeze_dataset else dataset
-    taken, stem = _taken(cfg, dataset, other), cfg.squeeze.stem
-    if "squeeze" in taken and has_choice_of_stem(cfg.squeeze.arch):
-        stem = stem_of(taken["squeeze"].backbone)
-    costs = _costs(cfg, stem, classes, len(other.train), train, device)
+    taken = _taken(cfg, dataset, other)
+    costs = _costs(cfg, taken, classes, len(other.train), train, device)
     rows = []
     total_seconds = total_disk = total_flops = 0.0
     for step in steps_of(cfg):
@@ -97,14 +95,14 @@ def estimate(cfg: RunConfig, device: torch.device) -> str:
 
 def _taken(cfg: RunConfig, dataset: Dataset, other: Dataset) -> dict[str, Loaded]:
     """Backbones that come from files, by the key of their section."""
-    sections = [("squeeze", cfg.squeeze, cfg.squeeze_dataset or cfg.dataset, other)]
-    for number, section in enumerate(cfg.squeeze_labellers):
-        sections.append((f"squeeze_labellers.{number}", section, cfg.dataset, dataset))
-    return {
-        key: load_instead(section, section.checkpoint, images, data)
-        for key, section, images, data in sections
-        if section.checkpoint is not None
-    }
+    found = {}
+    for key, section in cfg.squeezes.items():
+        if section.checkpoint is not None:
+            images, data = cfg.dataset, dataset
+            if key == "squeeze" and cfg.squeeze_dataset is not None:
+                images, data = cfg.squeeze_dataset, other
+            found[key] = load_instead(section, section.checkpoint, images, data)
+    return found
 
 
 def _resident(cfg: RunConfig, dataset: Dataset, other: Dataset) -> str:
@@ -120,40 +118,31 @@ def _resident(cfg: RunConfig, dataset: Dataset, other: Dataset) -> str:
 
 
 def _costs(
-    cfg: RunConfig, stem: Stem | None, classes: int, squeezed: int, train: int, device: torch.device
+    cfg: RunConfig,
+    taken: Mapping[str, Loaded],
+    classes: int,
+    squeezed: int,
+    train: int,
+    device: torch.device,
 ) -> list[Cost]:
-    """`stem` is that of the teacher, `squeezed` and `train` are numbers of images."""
+    """`taken` are the backbones of files, `squeezed` and `train` are numbers of images."""
     teacher, student, rows = cfg.squeeze.arch, cfg.posttrain.arch, classes * cfg.ipc
     whole = cfg.dataset.image_size
+    stems = {key: _stem(section, taken.get(key)) for key, section in cfg.squeezes.items()}
     labels = 2.0 * cfg.relabel.views * rows * classes
-    width = int(create_model(teacher, 0, whole).feature_dim)  # type: ignore[arg-type]
-    stored = sum(shard.last - shard.first for shard in shards_of(cfg.probe, train))
-    probed = stored + round(train * cfg.probe.epochs_over_train)
     picture = 3.0 * rows * cfg.dataset.image_size**2
     arms = 3 if cfg.recover_real else 2
     students = arms * len(cfg.posttrain.labels) * cfg.posttrain.seeds
     labelled = rows * cfg.relabel.views
-    recoveries = {"recover": cfg.recover, "recover_real": cfg.recover_real}
     return [
         *_squeezes("squeeze", [cfg.squeeze], squeezed, whole, device),
         *_squeezes("squeeze_labellers", cfg.squeeze_labellers, train, whole, device),
-        Cost("probe", teacher, stem, 0, probed, "forward", 500, 4.0 * stored * width),
+        *_probes(cfg, taken, stems, train),
+        *_recoveries(cfg, stems, classes, picture),
         *(
             Cost(
-                step,
-                teacher,
-                stem,
-                classes,
-                rows * section.iterations,
-                "input gradient",
-                section.batch,
-                picture,
+                step, teacher, stems["squeeze"], classes, labelled, "forward", 500, labels + picture
             )
-            for step, section in recoveries.items()
-            if section is not None
-        ),
-        *(
-            Cost(step, teacher, stem, classes, labelled, "forward", 500, labels + picture)
             for step in ("relabel", "relabel_real", "baseline")
         ),
         Cost(
@@ -186,6 +175,52 @@ def _squeezes(
                 cfg.batch,
                 bf16=uses_bf16(cfg.precision, device),
             )
+
+
+def _probes(
+    cfg: RunConfig, taken: Mapping[str, Loaded], stems: Mapping[str, Stem | None], train: int
+) -> Iterator[Cost]:
+    """One cost for each backbone; a labeller that has a classifier keeps it."""
+    stored = sum(shard.last - shard.first for shard in shards_of(cfg.probe, train))
+    images = stored + round(train * cfg.probe.epochs_over_train)
+    for key, section in cfg.squeezes.items():
+        net = create_model(section.arch, 0, cfg.dataset.image_size, stems[key])
+        disk = 4.0 * stored * int(net.feature_dim)  # type: ignore[arg-type]
+        if key == "squeeze":
+            yield Cost("probe", section.arch, stems[key], 0, images, "forward", 500, disk)
+        elif not _brings_classifier(section, taken.get(key)):
+            yield Cost("probe_labellers", section.arch, stems[key], 0, images, "forward", 500, disk)
+
+
+def _brings_classifier(section: SqueezeConfig, taken: Loaded | None) -> bool:
+    return section.objective.name == "supervised" if taken is None else taken.head is not None
+
+
+def _recoveries(
+    cfg: RunConfig, stems: Mapping[str, Stem | None], classes: int, picture: float
+) -> Iterator[Cost]:
+    """One cost for each teacher: of the iterations that are its turn."""
+    for step, section in cfg.recoveries.items():
+        teachers = cfg.teachers_of(step)
+        for turn, (key, network) in enumerate(teachers.items()):
+            iterations = len(range(turn, section.iterations, len(teachers)))
+            yield Cost(
+                step,
+                network.arch,
+                stems[key],
+                classes,
+                classes * cfg.ipc * iterations,
+                "input gradient",
+                section.batch,
+                picture if turn == 0 else 0.0,
+            )
+
+
+def _stem(section: SqueezeConfig, taken: Loaded | None) -> Stem | None:
+    """As it will be; weights that are taken from a file have one."""
+    if taken is None or not has_choice_of_stem(section.arch):
+        return section.stem
+    return stem_of(taken.backbone)
 
 
 def _measure(cost: Cost, image_size: int, device: torch.device) -> tuple[float, float]:

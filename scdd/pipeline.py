@@ -10,7 +10,8 @@ from typing import Any
 import torch
 import yaml
 
-from scdd.bn_statistics import has_batchnorm
+from scdd.bn_statistics import count_batchnorm
+from scdd.config.recover import RecoverConfig
 from scdd.config.run import RunConfig
 from scdd.distributed import joined
 from scdd.errors import ConfigError, RunError
@@ -24,6 +25,7 @@ from scdd.steps import (
     run_baseline,
     run_posttrain,
     run_probe,
+    run_probe_labellers,
     run_recover,
     run_relabel,
     run_squeeze,
@@ -55,7 +57,15 @@ SCDD = (
     Step("squeeze", run_squeeze, ("squeeze",), images="squeeze_dataset", sharded=True),
     Step("squeeze_labellers", run_squeeze_labellers, ("squeeze_labellers",), sharded=True),
     Step("probe", run_probe, ("probe",), ("squeeze",), ("teacher.safetensors",), sharded=True),
-    Step("recover", run_recover, ("recover", "ipc"), ("probe",), reads_images=False, sharded=True),
+    Step("probe_labellers", run_probe_labellers, ("probe",), ("squeeze_labellers",), sharded=True),
+    Step(
+        "recover",
+        run_recover,
+        ("recover", "ipc"),
+        ("probe", "probe_labellers"),
+        reads_images=False,
+        sharded=True,
+    ),
     Step(
         "relabel",
         run_relabel,
@@ -65,7 +75,13 @@ SCDD = (
         reads_images=False,
         sharded=True,
     ),
-    Step("recover_real", run_recover, ("recover_real", "ipc"), ("probe",), sharded=True),
+    Step(
+        "recover_real",
+        run_recover,
+        ("recover_real", "ipc"),
+        ("probe", "probe_labellers"),
+        sharded=True,
+    ),
     Step(
         "relabel_real",
         run_relabel,
@@ -113,16 +129,26 @@ def steps_of(cfg: RunConfig) -> tuple[Step, ...]:
     if cfg.recover_real is None:
         left_out += ("recover_real", "relabel_real")
     if not cfg.squeeze_labellers:
-        left_out += ("squeeze_labellers",)
+        left_out += ("squeeze_labellers", "probe_labellers")
     return tuple(
         replace(
             step,
-            inputs=tuple(name for name in step.inputs if name not in left_out),
+            inputs=tuple(
+                name
+                for name in step.inputs
+                if name not in left_out and _reads(cfg, step.name, name)
+            ),
             images=step.images if getattr(cfg, step.images) is not None else "dataset",
         )
         for step in METHODS[cfg.method]
         if step.name not in left_out
     )
+
+
+def _reads(cfg: RunConfig, step: str, earlier: str) -> bool:
+    """Whether a step reads an input of its list: labellers only where it recovers from them."""
+    section = cfg.recoveries.get(step)
+    return earlier != "probe_labellers" or section is None or section.uses_labellers
 
 
 def plan(
@@ -285,14 +311,28 @@ def _remove(paths: Iterable[Path]) -> None:
 def _check_networks(cfg: RunConfig) -> None:
     """Refuse at once a network that a later step would refuse hours later."""
     size = cfg.dataset.image_size
-    for labeller in cfg.squeeze_labellers:
-        create_model(labeller.arch, 1, size, labeller.stem)
     create_model(cfg.posttrain.arch, 1, size)
-    teacher = create_model(cfg.squeeze.arch, 1, size, cfg.squeeze.stem)
-    if not has_batchnorm(teacher):
+    layers = {
+        name: count_batchnorm(create_model(network.arch, 1, size, network.stem))
+        for name, network in cfg.squeezes.items()
+    }
+    for step, section in cfg.recoveries.items():
+        for name, network in cfg.teachers_of(step).items():
+            _check_layers(f"{name}.arch = {network.arch}", layers[name], step, section)
+
+
+def _check_layers(network: str, layers: int, step: str, cfg: RecoverConfig) -> None:
+    """Refuse a network without the BatchNorm layers that a step of recovery is to match."""
+    if not layers:
         raise ConfigError(
-            f"squeeze.arch = {cfg.squeeze.arch} has no BatchNorm layer, whose statistics recover "
-            "matches; choose a network that has, such as resnet8"
+            f"{network} has no BatchNorm layer, whose statistics {step} matches; choose a network "
+            "that has, such as resnet8"
+        )
+    beyond = [number for number in cfg.layer_weights if number >= layers]
+    if beyond:
+        raise ConfigError(
+            f"{step}.layer_weights: there is no layer {beyond[0]}; {network} has {layers} "
+            "BatchNorm layers, counted from 0"
         )
 
 

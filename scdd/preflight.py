@@ -41,18 +41,25 @@ def accuracy_floor(cfg: ProbeConfig, num_classes: int, expected_top1: float | No
     return max(floor, Floor(expected_top1 - MARGIN, published))
 
 
-def check_teacher(top1: float, images: int, floor: Floor) -> None:
+def check_teacher(top1: float, images: int, floor: Floor, labeller: str | None = None) -> None:
     """Refuse a teacher whose accuracy on the `images` validation images is below the floor.
+
+    `labeller` is the architecture, if it is one of `squeeze_labellers`.
 
     Raises:
         RunError: with the accuracy, the floor, the usual causes and what to do.
     """
     if top1 >= floor.top1:
         return
+    step, name, squeeze = (
+        ("probe", "the teacher", "squeeze")
+        if labeller is None
+        else ("probe_labellers", f"the labeller {labeller}", "squeeze_labellers")
+    )
     raise RunError(
-        f"probe: the teacher classifies {top1:.1f} % of the {images} validation images right, "
-        f"less than {floor.top1:.1f} % ({floor.origin}); the usual causes are classes in another "
+        f"{step}: {name} classifies {top1:.1f} % of the {images} validation images right, less "
+        f"than {floor.top1:.1f} % ({floor.origin}); the usual causes are classes in another "
         "order in val/ than in train/, a loaded checkpoint with another stem or other pixel "
         "statistics than it was trained with, or too short a squeeze: mend it and run again with "
-        "--redo squeeze, or go on with this teacher by --set probe.floor=0 --redo probe"
+        f"--redo {squeeze}, or go on with it by --set probe.floor=0 --redo probe"
     )

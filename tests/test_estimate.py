@@ -43,6 +43,28 @@ def test_it_costs_what_the_net_of_the_file_costs_and_says_what_was_found(stock: 
     assert "| squeeze  " in text and "moments" in text
 
 
+def test_labellers_cost_their_probe_and_their_turns(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("scdd.estimate.PROBE_SECONDS", 1e-3)
+    supervised = {"arch": "resnet8", "objective": {"name": "supervised"}, "views": [{"count": 1}]}
+    settings = read_yaml(DIGITS) | {"ipc": 3}
+    settings["dataset"] |= {"train_per_class": 20}
+    settings["squeeze_labellers"] = [supervised, {"arch": "resnet14"}]
+    settings["recover"] = {"teachers": "all", "iterations": 50}
+    settings["recover_real"] = {"teachers": "labellers", "iterations": 5}
+    text = estimate(check(settings, "digits"), CPU)
+
+    def cells(step: str) -> list[str]:
+        rows = [line.split("|")[1:] for line in text.splitlines() if line.startswith(f"| {step} ")]
+        return [row[1].strip() for row in rows]
+
+    # 200 images, whole and as one crop; the supervised one has a classifier.
+    assert cells("probe_labellers") == ["400 x resnet14"]
+    # 30 images in 50 iterations shared by three, in 5 by two.
+    shares = ["510 x resnet8x2", "510 x resnet8", "480 x resnet14"]
+    assert cells("recover") == shares
+    assert cells("recover_real") == ["90 x resnet8", "60 x resnet14"]
+
+
 def test_it_refuses_a_file_that_the_run_would_refuse(stock: Path):
     stock.write_bytes(stock.read_bytes()[:5000])
     with pytest.raises(CheckpointError, match="cut short"):

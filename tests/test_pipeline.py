@@ -80,7 +80,7 @@ def made_by_steps(run: Path) -> dict[str, int]:
 
 
 def test_every_step_reads_steps_before_it_and_sections_that_exist():
-    assert [step.name for step in pipeline.SCDD if step.name != "squeeze_labellers"] == list(
+    assert [step.name for step in pipeline.SCDD if not step.name.endswith("_labellers")] == list(
         tiny_run.STEPS
     )
     before: set[str] = set()

@@ -77,3 +77,11 @@ def test_the_sentence_says_what_was_found_what_causes_it_and_what_to_do(
         "--set probe.floor=0 --redo probe",
     ):
         assert words in sentence
+
+
+def test_a_labeller_is_named_with_the_step_that_makes_it_anew():
+    with pytest.raises(RunError) as caught:
+        check_teacher(8.25, 500, accuracy_floor(ProbeConfig(), 10), "resnet14")
+    sentence = str(caught.value)
+    assert sentence.startswith("probe_labellers: the labeller resnet14 classifies 8.2 % of the 500")
+    assert "--redo squeeze_labellers, or" in sentence

@@ -14,7 +14,7 @@ class ProbeConfig(Section):
     """lbfgs: to the optimum, on features computed once; sgd: the classical way, epochs over fresh
     crops; given: the classifier that squeeze trained or brought along, as it is."""
     floor: Annotated[float, Field(ge=0, le=100)] | None = None
-    """Per cent of the validation images that the teacher must classify right, else the run stops;
+    """Per cent of the validation images that every teacher must classify right, else the run stops;
     not given: twice guessing, or half of the way from guessing to 100 where that is less."""
 
     # lbfgs and sgd

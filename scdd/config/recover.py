@@ -59,6 +59,9 @@ class RecoverConfig(Section):
 
     # The loss
 
+    teachers: Literal["teacher", "labellers", "all"] = "teacher"
+    """From which networks: the probed backbone, those of `squeeze_labellers`, or all of them. They
+    take turns, one an iteration (EDC, arXiv:2404.13733); labels come from the backbone alone."""
     temperature: PositiveFloat = 1.0
     """Of the softmax in the cross-entropy."""
     label_smoothing: Probability = 0.0
@@ -76,7 +79,8 @@ class RecoverConfig(Section):
     layer_weights: dict[NonNegativeInt, tuple[NonNegativeFloat, NonNegativeFloat]] = Field(
         default_factory=dict
     )
-    """beta_k and gamma_k of Eq. 8 by number of the layer, where they are others; counted from 0."""
+    """beta_k and gamma_k of Eq. 8 by number of the layer, where they are others; counted from 0, in
+    every teacher."""
     learn_weights: bool = False
     """Learn a factor of each layer's beta_k and gamma_k with the images: exp(-s) and, lest all
     become 0, + s in the loss (homoscedastic uncertainty, arXiv:1705.07115)."""
@@ -108,6 +112,16 @@ class RecoverConfig(Section):
     and if it can be done."""
     save: Literal["lossless", "jpeg75"] = "lossless"
     """jpeg75: cut to 8 bits and once through JPEG of quality 75, as the paper's images were."""
+
+    @property
+    def uses_teacher(self) -> bool:
+        """Whether the probed backbone is among the teachers."""
+        return self.teachers != "labellers"
+
+    @property
+    def uses_labellers(self) -> bool:
+        """Whether the networks of `squeeze_labellers` are among the teachers."""
+        return self.teachers != "teacher"
 
     @model_validator(mode="after")
     def _merges_have_something_to_mix_in(self) -> Self:

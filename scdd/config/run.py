@@ -35,14 +35,38 @@ class RunConfig(Section):
     that follows see `dataset`, normalised as the backbone knows it. Not given: `dataset`."""
     squeeze: SqueezeConfig = SqueezeConfig()
     squeeze_labellers: tuple[SqueezeConfig, ...] = ()
-    """More networks, pre-trained beside the backbone; one of each architecture. No later step
-    uses them yet."""
+    """More networks, pre-trained beside the backbone; one of each architecture. Each becomes a
+    classifier, by its own head where it has one, else as `probe` says; `recover.teachers` uses
+    them."""
     probe: ProbeConfig = ProbeConfig()
     recover: RecoverConfig = RecoverConfig()
     relabel: RelabelConfig = RelabelConfig()
     recover_real: RecoverRealConfig | None = None
     """A second arm whose images start from real ones; not given: no such arm."""
     posttrain: PosttrainConfig = PosttrainConfig()
+
+    @property
+    def squeezes(self) -> dict[str, SqueezeConfig]:
+        """The sections of all networks that are pre-trained, by where they stand."""
+        return {"squeeze": self.squeeze} | {
+            f"squeeze_labellers.{number}": section
+            for number, section in enumerate(self.squeeze_labellers)
+        }
+
+    @property
+    def recoveries(self) -> dict[str, RecoverConfig]:
+        """The sections of the steps that recover images, by their names."""
+        real = self.recover_real
+        return {"recover": self.recover} | ({"recover_real": real} if real is not None else {})
+
+    def teachers_of(self, step: str) -> dict[str, SqueezeConfig]:
+        """The networks that a step recovers images from, in the order of their turns."""
+        section = self.recoveries[step]
+        return {
+            name: network
+            for name, network in self.squeezes.items()
+            if (section.uses_teacher if name == "squeeze" else section.uses_labellers)
+        }
 
     @model_validator(mode="after")
     def _labellers_differ(self) -> Self:
@@ -64,22 +88,41 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _what_the_probe_is_given_exists(self) -> Self:
-        objective = self.squeeze.objective.name
-        trained = self.squeeze.checkpoint is None and objective != "supervised"
-        if self.probe.solver == "given" and trained:
-            raise ValueError(
-                "probe.solver is given, but squeeze.objective is "
-                f"{objective}, which trains no classifier; choose lbfgs or sgd"
-            )
+        for name, section in self.squeezes.items():
+            objective = section.objective.name
+            trained = section.checkpoint is None and objective != "supervised"
+            if self.probe.solver == "given" and trained:
+                raise ValueError(
+                    f"probe.solver is given, but {name}.objective is {objective}, which trains no "
+                    "classifier; choose lbfgs or sgd"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _teachers_that_take_turns_exist_and_see_the_same_pixels(self) -> Self:
+        ours, other = self.dataset, self.squeeze_dataset
+        alike = other is None or (
+            ours.mean is not None
+            and ours.std is not None
+            and (ours.mean, ours.std) == (other.mean, other.std)
+        )
+        for name, section in self.recoveries.items():
+            if section.uses_labellers and not self.squeeze_labellers:
+                raise ValueError(
+                    f"{name}.teachers is {section.teachers}, but squeeze_labellers lists no "
+                    "network; list some there, or choose teacher"
+                )
+            if section.uses_labellers and section.uses_teacher and not alike:
+                raise ValueError(
+                    f"{name}.teachers is {section.teachers}, but the backbone knows the pixel "
+                    "statistics of squeeze_dataset and the labellers those of dataset; give both "
+                    "the same mean and std, or choose teacher or labellers"
+                )
         return self
 
     @model_validator(mode="after")
     def _views_are_no_larger_than_the_images(self) -> Self:
-        sections = {"squeeze": self.squeeze} | {
-            f"squeeze_labellers.{number}": section
-            for number, section in enumerate(self.squeeze_labellers)
-        }
-        for name, section in sections.items():
+        for name, section in self.squeezes.items():
             largest = max(size or 0 for size in section.view_sizes)
             if largest > self.dataset.image_size:
                 raise ValueError(

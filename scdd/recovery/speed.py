@@ -1,7 +1,7 @@
 """How recovery is computed: batches in one pass, compiled or not. None of it changes the method."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
@@ -19,20 +19,32 @@ WORTH_COMPILING = {"cpu": 2e14, "cuda": 3e15}
 GAIN = 1.1
 """How much faster twice the group has to be to be worth its memory."""
 TRIALS = 3
+VERSIONS = 256
+"""Of the compiled loss, in one process."""
 
 
 def worth_compiling(
-    cfg: RecoverConfig, teacher: nn.Module, images: int, size: int, device: torch.device
+    cfg: RecoverConfig,
+    teachers: Sequence[nn.Module],
+    images: int,
+    size: int,
+    device: torch.device,
 ) -> bool:
-    """Whether recovering so many images of `size` px is to be done with a compiled teacher."""
+    """Whether recovering so many images of `size` px is to be done with compiled teachers."""
     if cfg.compile != "auto":
         return cfg.compile == "on"
+    flops = sum(_flops(teacher, size) for teacher in teachers) / len(teachers)
+    # Each is compiled, for its share of the iterations.
+    work = flops * images * cfg.iterations / len(teachers)
+    return work >= WORTH_COMPILING.get(device.type, float("inf"))
+
+
+def _flops(teacher: nn.Module, size: int) -> float:
+    """Of the forward pass of an image and the one back to it: as much, the weights being frozen."""
     counter = FlopCounterMode(display=False)
     with counter, evaluating(teacher), torch.no_grad():
         teacher(torch.zeros(1, 3, size, size, device=next(teacher.parameters()).device))
-    # The backward pass to the images costs as much as the forward pass, the weights being frozen.
-    work = 2.0 * counter.get_total_flops() * images * cfg.iterations
-    return work >= WORTH_COMPILING.get(device.type, float("inf"))
+    return 2.0 * counter.get_total_flops()
 
 
 def compiled(
@@ -49,7 +61,10 @@ def compiled(
     fast = torch.compile(loss, fullgraph=True, dynamic=False, mode=mode)
     started = time.monotonic()
     try:
-        iterate(fast, loss, batch, size, device)
+        # Every teacher and size of a group is one more version of the same code, of which torch
+        # makes eight; with fullgraph it then gives up.
+        with torch._dynamo.config.patch(cache_size_limit=VERSIONS):
+            iterate(fast, loss, batch, size, device)
     except (torch.OutOfMemoryError, MemoryError, KeyboardInterrupt):
         raise
     except Exception as error:
@@ -103,20 +118,24 @@ def fastest_group(rate: Callable[[int], float], most: int) -> int:
 
 def batches_a_second(
     cfg: RecoverConfig,
-    teacher: nn.Module,
+    teachers: Sequence[nn.Module],
     group: int,
     batch: int,
     size: int,
     device: torch.device,
     bf16: bool,
 ) -> float:
-    """Time a group on a GPU, without compiling, which takes more memory than with."""
-    loss = RecoveryLoss(teacher, cfg, group, bf16).to(device)
+    """Time a group on a GPU, without compiling, which takes more memory than with.
+
+    All teachers in turn: the largest one needs the memory, and each has its share of the time.
+    """
+    losses = [RecoveryLoss(teacher, cfg, group, bf16).to(device) for teacher in teachers]
     torch.cuda.empty_cache()
     for trial in range(1 + TRIALS):
         if trial == 1:
             torch.cuda.synchronize(device)
             started = time.monotonic()
-        iterate(loss, loss, batch, size, device)
+        for loss in losses:
+            iterate(loss, loss, batch, size, device)
     torch.cuda.synchronize(device)
-    return TRIALS * group / (time.monotonic() - started)
+    return TRIALS * len(losses) * group / (time.monotonic() - started)

@@ -25,7 +25,7 @@ from scdd.training import cosine, set_lr
 Advance = Callable[[str], None]
 LossFunction = Callable[..., Terms]
 REPORT_EVERY = 50
-"""Iterations; only then the host looks at the losses."""
+"""Iterations; only in the last round of turns the host looks at the losses."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,7 +101,7 @@ def recover(
         device: where to compute.
         checkpoint: the state of the loop.
         advance: called after each iteration with a word on where it stands.
-        log: called with the losses of each batch, now and then.
+        log: called with the losses of each batch, now and then, of every teacher.
 
     Raises:
         RunError: if a loss stops being finite.
@@ -131,7 +131,8 @@ def recover(
         shown = None if view is None else view.to(device)
         if device.type == "cuda":
             torch.compiler.cudagraph_mark_step_begin()
-        terms = losses[step % len(losses)](x, labels, shown, alpha)
+        turn = step % len(losses)
+        terms = losses[turn](x, labels, shown, alpha)
         optimizer.zero_grad()
         terms.total.backward()
         optimizer.step()
@@ -139,8 +140,8 @@ def recover(
             x.clamp_(low, high)
         step += 1
         advance(note)
-        if step % REPORT_EVERY == 0 or step == cfg.iterations:
-            _report(group, step, terms, log)
+        if -step % REPORT_EVERY < len(losses) or step > cfg.iterations - len(losses):
+            _report(group, step, turn, terms, log)
         if checkpoint.due:
             checkpoint.save(_state(step, x, learnt, optimizer, draws))
     return to_bytes(denormalise(x.detach(), mean, std).cpu(), cfg.save)
@@ -212,7 +213,9 @@ def _start(
     return torch.cat(parts)
 
 
-def _report(group: Sequence[Batch], step: int, terms: Terms, log: Callable[..., None]) -> None:
+def _report(
+    group: Sequence[Batch], step: int, teacher: int, terms: Terms, log: Callable[..., None]
+) -> None:
     class_loss, matching_loss = terms.class_loss.tolist(), terms.matching_loss.tolist()
     for batch, one, other in zip(group, class_loss, matching_loss, strict=True):
         values = {"class_loss": one, "matching_loss": other}
@@ -221,10 +224,11 @@ def _report(group: Sequence[Batch], step: int, terms: Terms, log: Callable[..., 
                 f"recover: batch {batch.index + 1} diverged at iteration {step} ({values}); lower "
                 "recover.lr or recover.alpha and run again with --redo recover"
             )
-        log(batch=batch.index, iteration=step, **values)
+        log(batch=batch.index, iteration=step, teacher=teacher, **values)
     distances = terms.distances.mean(dim=2).tolist()
     layers = [[float(f"{value:.4g}") for value in pair] for pair in distances]
-    log(batches=[batch.index for batch in group], iteration=step, layers=layers)
+    numbers = [batch.index for batch in group]
+    log(batches=numbers, iteration=step, teacher=teacher, layers=layers)
 
 
 def _state(

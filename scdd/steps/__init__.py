@@ -6,7 +6,7 @@ go on after a kill with the first shard that is missing.
 
 from scdd.steps.context import Arm, Context, check_later_steps
 from scdd.steps.posttrain import run_posttrain, student_seed
-from scdd.steps.probe import run_probe
+from scdd.steps.probe import run_probe, run_probe_labellers
 from scdd.steps.recover import run_recover
 from scdd.steps.relabel import run_baseline, run_relabel
 from scdd.steps.squeeze import load_instead, run_squeeze, run_squeeze_labellers
@@ -19,6 +19,7 @@ __all__ = [
     "run_baseline",
     "run_posttrain",
     "run_probe",
+    "run_probe_labellers",
     "run_recover",
     "run_relabel",
     "run_squeeze",

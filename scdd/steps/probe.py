@@ -1,35 +1,64 @@
-"""Step probe: backbone.safetensors to teacher.safetensors."""
+"""Steps probe and probe_labellers: backbone.safetensors to teacher.safetensors."""
 
 from pathlib import Path
 
 from scdd.checkpoint import load_weights, save_weights
 from scdd.config.known_checkpoints import find
+from scdd.config.probe import ProbeConfig
+from scdd.config.squeeze import SqueezeConfig
 from scdd.datasets.pixel_statistics import with_statistics
 from scdd.errors import CheckpointError, ConfigError
 from scdd.preflight import accuracy_floor, check_teacher
 from scdd.progress import Bar, say
+from scdd.seeding import generator
 from scdd.stages.probe import FeatureShard, Head, probe, shard_features, shards_of
 from scdd.steps.context import Context, about_network
 from scdd.steps.shards import remove_shards
 from scdd.tables import size
 
+CLASSIFIER = "classifier.safetensors"
 IMAGENET_CLASSES = 1000
 
 
 def run_probe(context: Context, step: str) -> tuple[str, ...]:
-    """backbone -> teacher.safetensors, which must classify the real validation images well enough.
+    """backbone -> teacher.safetensors, which must classify the validation images well enough."""
+    cfg = context.cfg
+    _make_teacher(context, step, "squeeze", "", cfg.probe, cfg.seed)
+    _check_teacher(context, step, "", cfg.squeeze)
+    return ("teacher.safetensors",)
+
+
+def run_probe_labellers(context: Context, step: str) -> tuple[str, ...]:
+    """ARCH/backbone -> ARCH/teacher.safetensors, as `run_probe` does, for each of several networks.
+
+    One that brought a classifier keeps it.
+    """
+    cfg = context.cfg
+    for number, squeezed in enumerate(cfg.squeeze_labellers):
+        brought = (context.run.path / "squeeze_labellers" / squeezed.arch / CLASSIFIER).exists()
+        settings = cfg.probe.model_copy(update={"solver": "given"}) if brought else cfg.probe
+        seed = generator(cfg.seed, step, number).initial_seed()
+        _make_teacher(context, step, "squeeze_labellers", squeezed.arch, settings, seed)
+        _check_teacher(context, step, squeezed.arch, squeezed)
+    return tuple(f"{squeezed.arch}/teacher.safetensors" for squeezed in cfg.squeeze_labellers)
+
+
+def _make_teacher(
+    context: Context, step: str, squeeze: str, subfolder: str, cfg: ProbeConfig, seed: int
+) -> None:
+    """Probe the backbone in a subfolder of the step `squeeze`; the teacher has the same place.
 
     Ranks share the features, which lie in shards until the teacher is there; one rank fits it.
     """
-    cfg, data, folder = context.cfg, context.dataset, context.run.folder(step)
+    data, folder = context.dataset, context.run.folder(step) / subfolder
     target, shards = folder / "teacher.safetensors", folder / "features"
-    backbone, about = context.network("squeeze", "backbone.safetensors")
+    backbone, about = context.network(squeeze, str(Path(subfolder, "backbone.safetensors")))
     train, val = (with_statistics(s, about["mean"], about["std"]) for s in (data.train, data.val))
 
     def path(shard: FeatureShard) -> Path:
         return shards / f"view-{shard.view:02d}-image-{shard.first:08d}.safetensors"
 
-    plan = shards_of(cfg.probe, len(train))
+    plan = shards_of(cfg, len(train))
     mine = context.world.share(plan)
     if plan:
         width = int(backbone.feature_dim)  # type: ignore[arg-type]
@@ -38,64 +67,66 @@ def run_probe(context: Context, step: str) -> tuple[str, ...]:
     with Bar(step, len(mine)) as bar:
         for shard in mine:
             if not (path(shard).exists() or target.exists()):
-                features = shard_features(
-                    cfg.probe, backbone, train, shard, cfg.seed, context.device
-                )
+                features = shard_features(cfg, backbone, train, shard, seed, context.device)
                 save_weights(path(shard), {"features": features}, {})
             bar.advance()
     context.world.barrier()
     if not context.world.leads:
-        return ("teacher.safetensors",)
-    checkpoint = context.checkpoint(step)
+        return
+    checkpoint = context.checkpoint(step, subfolder)
     if not target.exists():
+        head = context.run.path / squeeze / subfolder / CLASSIFIER
         result = probe(
-            cfg.probe,
+            cfg,
             backbone,
             train,
             val,
-            cfg.seed,
+            seed,
             context.device,
             checkpoint,
             stored=lambda shard: load_weights(path(shard))[0]["features"],
-            given=_given_head(context, train.classes) if cfg.probe.solver == "given" else None,
+            given=_given_head(head, train.classes) if cfg.solver == "given" else None,
         )
         found = {
-            "solver": cfg.probe.solver,
+            "solver": cfg.solver,
             **result.chosen,
             "val_top1": result.accuracy.top1,
             "val_top5": result.accuracy.top5,
         }
-        context.run.log(step, **found, tried=list(result.tried.items()))
+        context.run.log(step, arch=about["arch"], **found, tried=list(result.tried.items()))
         about = {**about, **about_network(result.teacher), "classes": train.classes, **found}
         save_weights(target, result.teacher.state_dict(), about)
     checkpoint.remove()
     remove_shards(shards)
-    _check_teacher(context, target)
-    return ("teacher.safetensors",)
 
 
-def _check_teacher(context: Context, path: Path) -> None:
-    """Say how good the teacher is, and refuse one that is not worth going on with."""
-    about, images = load_weights(path)[1], len(context.dataset.val)
-    classes, checkpoint = len(about["classes"]), context.cfg.squeeze.checkpoint
+def _check_teacher(context: Context, step: str, labeller: str, squeezed: SqueezeConfig) -> None:
+    """Say how good a teacher is, and refuse one that is not worth going on with.
+
+    `labeller` names the one of several; empty: that of `probe`.
+    """
+    if not context.world.leads:
+        return
+    _, about = load_weights(context.run.path / step / labeller / "teacher.safetensors")
+    images, classes = len(context.dataset.val), len(about["classes"])
+    checkpoint = squeezed.checkpoint
     # What is published is the accuracy on the thousand classes of ImageNet-1K.
     known = checkpoint.known if checkpoint and classes == IMAGENET_CLASSES else None
     expected = find(known).linear_top1 if known else None
     floor = accuracy_floor(context.cfg.probe, classes, expected)
     say(
-        f"  teacher: {about['val_top1']:.1f} % on the {images} validation images; at least "
-        f"{floor.top1:.1f} % wanted"
+        f"  {labeller or 'teacher'}: {about['val_top1']:.1f} % on the {images} validation images; "
+        f"at least {floor.top1:.1f} % wanted"
     )
-    check_teacher(about["val_top1"], images, floor)
+    check_teacher(about["val_top1"], images, floor, labeller or None)
 
 
-def _given_head(context: Context, classes: tuple[str, ...]) -> Head:
+def _given_head(path: Path, classes: tuple[str, ...]) -> Head:
     """The classifier that squeeze left.
 
     Raises:
         ConfigError: if it left none, or one of other classes.
     """
-    path = context.run.path / "squeeze" / "classifier.safetensors"
     instead = "set probe.solver to lbfgs or sgd"
     if not path.exists():
         raise ConfigError(f"{path}: is not there, as squeeze has brought no classifier; {instead}")

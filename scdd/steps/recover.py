@@ -1,4 +1,4 @@
-"""Steps recover and recover_real: teacher.safetensors to images.h5."""
+"""Steps recover and recover_real: teachers to images.h5."""
 
 import json
 import math
@@ -13,6 +13,7 @@ from torch import nn
 
 from scdd.checkpoint import load_weights, save_weights
 from scdd.config.recover import RecoverConfig
+from scdd.config.section import Triple
 from scdd.datasets.pixel_statistics import with_statistics
 from scdd.device import uses_bf16
 from scdd.distilled import write_distilled
@@ -36,21 +37,21 @@ class Way(NamedTuple):
 
 
 def run_recover(context: Context, step: str) -> tuple[str, ...]:
-    """teacher -> images.h5; `recover_real` starts from real images, `recover` as its section says.
+    """teachers -> images.h5; `recover_real` starts from real images, `recover` as its section says.
 
     Beside it losses.png shows how it went, a picture and no output that later steps depend on.
     Ranks share the groups of batches; what is finished of them outlives any of the ranks.
     """
     cfg, folder = context.cfg, context.run.folder(step)
     target, shards = folder / "images.h5", folder / "shards"
-    settings = cfg.recover_real if step == "recover_real" else cfg.recover
-    assert settings is not None
-    teacher, about = context.network("probe", "teacher.safetensors")
+    settings = cfg.recoveries[step]
+    _, about = load_weights(context.run.path / "probe" / "teacher.safetensors")
+    teachers, mean, std = _teachers(context, step)
     size, classes = about["image_size"], len(about["classes"])
     batches = batches_of(settings, cfg.ipc, classes, cfg.seed)
-    way = _way(context, step, settings, teacher, batches, size)
+    way = _way(context, step, settings, teachers, batches, size)
     groups = groups_of(batches, way.group)
-    chosen = _chosen(context, step, settings, teacher, about)
+    chosen = _chosen(context, step, settings)
     # Listed by all before any goes on, so that all agree on what is left, however many they are.
     left = [group for group in groups if not (_shard(shards, group).exists() or target.exists())]
     context.world.barrier()
@@ -60,7 +61,7 @@ def run_recover(context: Context, step: str) -> tuple[str, ...]:
         for group in mine:
             shape = (len(group), len(group[0].rows))
             if shape not in losses:
-                losses = {shape: _losses(context, settings, [teacher], shape, size, way)}
+                losses = {shape: _losses(context, settings, teachers, shape, size, way)}
             shard = _shard(shards, group)
             checkpoint = context.checkpoint(step, shard.stem)
             images = recover(
@@ -68,8 +69,8 @@ def run_recover(context: Context, step: str) -> tuple[str, ...]:
                 losses[shape],
                 _started(context, chosen, group),
                 size,
-                about["mean"],
-                about["std"],
+                mean,
+                std,
                 cfg.seed,
                 context.device,
                 checkpoint,
@@ -98,11 +99,24 @@ def _shard(shards: Path, group: list[Batch]) -> Path:
     return shards / f"batch-{group[0].index:05d}.safetensors"
 
 
+def _teachers(context: Context, step: str) -> tuple[list[nn.Module], Triple, Triple]:
+    """The networks that take turns, and the mean and std that their pixels have in common."""
+    found = [
+        context.network("probe", "teacher.safetensors")
+        if name == "squeeze"
+        else context.network("probe_labellers", f"{network.arch}/teacher.safetensors")
+        for name, network in context.cfg.teachers_of(step).items()
+    ]
+    _, about = found[0]
+    assert all(other["classes"] == about["classes"] for _, other in found)
+    return [teacher for teacher, _ in found], about["mean"], about["std"]
+
+
 def _way(
     context: Context,
     step: str,
     settings: RecoverConfig,
-    teacher: nn.Module,
+    teachers: list[nn.Module],
     batches: list[Batch],
     size: int,
 ) -> Way:
@@ -116,10 +130,10 @@ def _way(
         if settings.group is None and device.type == "cuda":
             bf16, count = uses_bf16(settings.precision, device), len(batches[0].rows)
             group = fastest_group(
-                lambda g: batches_a_second(settings, teacher, g, count, size, device, bf16), most
+                lambda g: batches_a_second(settings, teachers, g, count, size, device, bf16), most
             )
         rows = sum(len(batch.rows) for batch in batches)
-        whole = worth_compiling(settings, teacher, rows, size, device)
+        whole = worth_compiling(settings, teachers, rows, size, device)
         decided = Way(group, whole)._asdict()
         context.run.log(step, **decided)  # Before the file, so that no loss is logged before it.
         write_json(path, decided)
@@ -143,18 +157,13 @@ def _losses(
     return [compiled(loss, count, size, device) if way.compiled else loss for loss in plain]
 
 
-def _chosen(
-    context: Context,
-    step: str,
-    settings: RecoverConfig,
-    teacher: nn.Module,
-    about: dict[str, Any],
-) -> Chosen | None:
-    """Which real images the rows start from, chosen once; None for noise."""
+def _chosen(context: Context, step: str, settings: RecoverConfig) -> Chosen | None:
+    """Which real images the rows start from, chosen once, by the teacher of probe; None: noise."""
     if settings.start == "noise":
         return None
     cfg, path = context.cfg, context.run.folder(step) / "start.safetensors"
     if context.world.leads and not path.exists():
+        teacher, about = context.network("probe", "teacher.safetensors")
         train = with_statistics(context.dataset.train, about["mean"], about["std"])
         chosen = choose_start(settings, train, teacher, cfg.ipc, cfg.seed, context.device)
         found = {name: tensor for name, tensor in chosen._asdict().items() if tensor is not None}

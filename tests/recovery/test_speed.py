@@ -1,5 +1,6 @@
 """How recovery is computed changes no result: compiling, and choosing how much is done at once."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -86,15 +87,35 @@ def test_compiling_is_worth_it_from_a_number_of_flops_on_and_asking_changes_noth
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
     cfg = RecoverConfig(iterations=1000)
     # resnet8 at 16 px takes a few MFLOP forward: far from it with 10 images, beyond with 10^8.
-    assert not worth_compiling(cfg, net, 10, SIZE, CPU)
-    assert worth_compiling(cfg, net, 10**8, SIZE, CPU)
+    assert not worth_compiling(cfg, [net], 10, SIZE, CPU)
+    assert worth_compiling(cfg, [net], 10**8, SIZE, CPU)
     for value, answer in (("on", True), ("off", False)):
         fixed = RecoverConfig(**{"compile": value})
-        assert worth_compiling(fixed, net, 10, SIZE, CPU) is answer
-    assert not worth_compiling(cfg, net, 10**8, SIZE, torch.device("meta"))
+        assert worth_compiling(fixed, [net], 10, SIZE, CPU) is answer
+    assert not worth_compiling(cfg, [net], 10**8, SIZE, torch.device("meta"))
     assert net.training and WORTH_COMPILING["cuda"] > WORTH_COMPILING["cpu"]
     for name, tensor in net.state_dict().items():
         assert torch.equal(tensor, before[name]), name
+
+
+def test_teachers_that_share_the_iterations_need_as_much_work_each():
+    cfg, net = RecoverConfig(iterations=1000), teacher()
+    answers = [worth_compiling(cfg, [net], 4**power, SIZE, CPU) for power in range(14)]
+    shared = [worth_compiling(cfg, [net] * 4, 4**power, SIZE, CPU) for power in range(1, 15)]
+    assert shared == answers and {False, True} == set(answers)
+
+
+def test_as_many_teachers_as_one_likes_are_compiled(monkeypatch: pytest.MonkeyPatch):
+    """torch by itself makes eight versions of one code; here ten are wanted."""
+    torch._dynamo.reset()
+    # The graphs that torch finds are run as they are, as to compile them takes minutes.
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+    cfg = RecoverConfig(crop="none", compile="on")
+    for width in range(1, 11):
+        norm, head = nn.BatchNorm2d(width), nn.Linear(width, 10)
+        net = nn.Sequential(nn.Conv2d(3, width, 3), norm, nn.AvgPool2d(14), nn.Flatten(), head)
+        loss = RecoveryLoss(net, cfg, 1, False)
+        assert compiled(loss, COUNT, SIZE, CPU) is not loss
 
 
 @pytest.mark.parametrize(
