@@ -18,7 +18,7 @@ from scdd.models.stems import stem_of
 from scdd.pipeline import steps_of
 from scdd.progress import duration
 from scdd.stages.probe import shards_of
-from scdd.stages.squeeze import uses_bf16
+from scdd.stages.squeeze import check_squeeze, uses_bf16
 from scdd.steps import check_later_steps, load_instead
 from scdd.tables import size, table
 
@@ -96,15 +96,17 @@ def estimate(cfg: RunConfig, device: torch.device) -> str:
 
 
 def _taken(cfg: RunConfig, dataset: Dataset, other: Dataset) -> dict[str, Loaded]:
-    """Backbones that come from files, by the key of their section."""
+    """Backbones that come from files, by the key of their section; what is trained can be."""
     sections = [("squeeze", cfg.squeeze, cfg.squeeze_dataset or cfg.dataset, other)]
     for number, section in enumerate(cfg.squeeze_labellers):
         sections.append((f"squeeze_labellers.{number}", section, cfg.dataset, dataset))
-    return {
-        key: load_instead(section, section.checkpoint, images, data)
-        for key, section, images, data in sections
-        if section.checkpoint is not None
-    }
+    taken = {}
+    for key, section, images, data in sections:
+        if section.checkpoint is None:
+            check_squeeze(section, data.train, key)
+        else:
+            taken[key] = load_instead(section, section.checkpoint, images, data)
+    return taken
 
 
 def _resident(cfg: RunConfig, dataset: Dataset, other: Dataset) -> str:

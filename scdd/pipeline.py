@@ -245,7 +245,7 @@ def _inputs(context: Context, step: Step) -> dict[str, str]:
     if step.reads_images:
         inputs[step.images] = getattr(context, step.images).digest
     for name, path in _checkpoints(context.cfg, step).items():
-        if path.exists():
+        if path.is_file():
             inputs[name] = sha256_of(path)
     return inputs
 
@@ -279,11 +279,20 @@ def _remove(paths: Iterable[Path]) -> None:
 
 def _check_networks(cfg: RunConfig) -> None:
     """Refuse at once a network that a later step would refuse hours later."""
-    size = cfg.dataset.image_size
-    for labeller in cfg.squeeze_labellers:
-        create_model(labeller.arch, 1, size, labeller.stem)
-    create_model(cfg.posttrain.arch, 1, size)
-    teacher = create_model(cfg.squeeze.arch, 1, size, cfg.squeeze.stem)
+    labellers = {
+        f"squeeze_labellers.{number}": (section.arch, section.stem)
+        for number, section in enumerate(cfg.squeeze_labellers)
+    }
+    wanted = {
+        **labellers,
+        "posttrain": (cfg.posttrain.arch, None),
+        "squeeze": (cfg.squeeze.arch, cfg.squeeze.stem),
+    }
+    for key, (arch, stem) in wanted.items():
+        try:
+            teacher = create_model(arch, 1, cfg.dataset.image_size, stem)
+        except ConfigError as error:
+            raise ConfigError(f"{key}.arch: {error}") from error
     if not any(isinstance(module, nn.BatchNorm2d) for module in teacher.modules()):
         raise ConfigError(
             f"squeeze.arch = {cfg.squeeze.arch} has no BatchNorm2d layer, whose statistics recover "
