@@ -60,6 +60,7 @@ def main() -> None:
     ]
     result = {
         "schema": SCHEMA,
+        "commit": ", ".join(dict.fromkeys(row["commit"] for row in rows)),
         "environment": environment(str(device), torch.get_num_threads()) | {"command": ""},
         "n": len(rows),
         "config": read_yaml(DISTILLATION),

@@ -189,10 +189,9 @@ def evidence_table(result: dict[str, Any]) -> str:
         for outcome, of in result["correlations"].items()
     ]
     environment, config = result["environment"], result["config"]
-    commits = ", ".join(dict.fromkeys(row["commit"] for row in result["rows"]))
     note = (
         f"{result['n']} teachers, {environment['processor']}, {environment['cpu_threads']} thread, "
-        f"torch {environment['versions']['torch']}, commit {commits}. Students: top-1 %, "
+        f"torch {environment['versions']['torch']}, commit {result['commit']}. Students: top-1 %, "
         f"mean +- sd of {config['posttrain']['seeds']}, ipc {config['ipc']}. Correlations are "
         "Spearman's over the teachers, with p-values."
     )

@@ -3,6 +3,7 @@
 import io
 import json
 import time
+import zipfile
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -76,6 +77,25 @@ def fill(model: nn.Module, weights: dict[str, Tensor], origin: Path) -> nn.Modul
     return model
 
 
+def load_checked(path: Path) -> Any:
+    """Read a file of torch.save that holds data alone, whatever its name, with its checksums.
+
+    torch itself reads past a flipped bit.
+
+    Raises:
+        zipfile.BadZipFile or one of DAMAGED: if the file is damaged, or would run code.
+    """
+    with path.open("rb") as file:
+        if zipfile.is_zipfile(file):
+            file.seek(0)
+            with zipfile.ZipFile(file) as archive:
+                damaged = archive.testzip()
+            if damaged is not None:
+                raise zipfile.BadZipFile(f"{damaged} is damaged")
+        file.seek(0)
+        return torch.load(file, map_location="cpu", weights_only=True)
+
+
 DAMAGED = (
     OSError,
     RuntimeError,
@@ -85,6 +105,7 @@ DAMAGED = (
     TypeError,
     AttributeError,
     UnpicklingError,
+    zipfile.BadZipFile,
 )
 """What torch.load raises for a damaged file, depending on where the damage is."""
 
@@ -101,7 +122,7 @@ class Checkpoint:
         if self.path is None or not self.path.exists():
             return None
         try:
-            return torch.load(self.path, map_location="cpu", weights_only=True)
+            return load_checked(self.path)
         except DAMAGED as error:
             raise CheckpointError(
                 f"{self.path}: the checkpoint is damaged; delete it to start this step again"

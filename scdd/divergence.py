@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from scdd.config.squeeze import SqueezeConfig
-from scdd.distributed import rank_and_size, total
+from scdd.distributed import gather, rank_and_size, total
 from scdd.errors import RunError
 
 
@@ -27,9 +27,10 @@ class Monitor:
 
     def add(self, loss: Tensor, embedding: Tensor) -> None:
         """Take note of a step: its loss [] and its embeddings [B, D], on every process."""
-        of_all = total(torch.stack([loss.detach().float(), spread(embedding)])) / rank_and_size()[1]
-        self.sums += torch.cat([of_all, of_all.new_ones(1)])
-        self._embedding, self._spread = embedding, of_all[1]
+        embedding = gather(embedding)  # Of the whole batch, as the spread of a few rows is smaller.
+        mean_loss = total(loss.detach().float()) / rank_and_size()[1]
+        self._embedding, self._spread = embedding, spread(embedding)
+        self.sums += torch.stack([mean_loss, self._spread, torch.ones_like(mean_loss)])
 
     def check(self, step: int, trained: nn.Module) -> None:
         """Refuse to go on, or to save, if the loss or a weight is no number, or all is one point.
@@ -55,7 +56,8 @@ class Monitor:
             raise RunError(
                 f"{key}: the embeddings collapse to one point (spread {now:.3f} "
                 f"at step {step}, below {key}.collapse_below = {self.cfg.collapse_below}); lower "
-                f"{key}.lr or change {key}.objective, {then}"
+                f"{key}.lr or change {key}.objective, {then}; or, if that is no collapse, set "
+                f"{key}.collapse_below=0"
             )
 
     def close(self) -> dict[str, float]:

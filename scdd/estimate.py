@@ -19,6 +19,7 @@ from scdd.models.stems import stem_of
 from scdd.pipeline import steps_of
 from scdd.progress import duration
 from scdd.stages.probe import shards_of
+from scdd.stages.squeeze import check_squeeze
 from scdd.steps import check_later_steps, load_instead
 from scdd.tables import size, table
 
@@ -94,13 +95,15 @@ def estimate(cfg: RunConfig, device: torch.device) -> str:
 
 
 def _taken(cfg: RunConfig, dataset: Dataset, other: Dataset) -> dict[str, Loaded]:
-    """Backbones that come from files, by the key of their section."""
+    """Backbones that come from files, by the key of their section; what is trained can be."""
     found = {}
     for key, section in cfg.squeezes.items():
-        if section.checkpoint is not None:
-            images, data = cfg.dataset, dataset
-            if key == "squeeze" and cfg.squeeze_dataset is not None:
-                images, data = cfg.squeeze_dataset, other
+        images, data = cfg.dataset, dataset
+        if key == "squeeze" and cfg.squeeze_dataset is not None:
+            images, data = cfg.squeeze_dataset, other
+        if section.checkpoint is None:
+            check_squeeze(section, data.train, key)
+        else:
             found[key] = load_instead(section, section.checkpoint, images, data)
     return found
 

@@ -9,10 +9,12 @@ from typing import Any
 
 import torch
 import yaml
+from torch import nn
 
 from scdd.bn_statistics import count_batchnorm
 from scdd.config.recover import RecoverConfig
 from scdd.config.run import RunConfig
+from scdd.config.stem import Stem
 from scdd.distributed import joined
 from scdd.errors import ConfigError, RunError
 from scdd.files import replacing, sha256_of, write_json
@@ -276,7 +278,7 @@ def _inputs(context: Context, step: Step) -> dict[str, str]:
     if step.reads_images:
         inputs[step.images] = getattr(context, step.images).digest
     for name, path in _checkpoints(context.cfg, step).items():
-        if path.exists():
+        if path.is_file():
             inputs[name] = sha256_of(path)
     return inputs
 
@@ -311,14 +313,21 @@ def _remove(paths: Iterable[Path]) -> None:
 def _check_networks(cfg: RunConfig) -> None:
     """Refuse at once a network that a later step would refuse hours later."""
     size = cfg.dataset.image_size
-    create_model(cfg.posttrain.arch, 1, size)
+    _network("posttrain", cfg.posttrain.arch, size, None)
     layers = {
-        name: count_batchnorm(create_model(network.arch, 1, size, network.stem))
+        name: count_batchnorm(_network(name, network.arch, size, network.stem))
         for name, network in cfg.squeezes.items()
     }
     for step, section in cfg.recoveries.items():
         for name, network in cfg.teachers_of(step).items():
             _check_layers(f"{name}.arch = {network.arch}", layers[name], step, section)
+
+
+def _network(key: str, arch: str, size: int, stem: Stem | None) -> nn.Module:
+    try:
+        return create_model(arch, 1, size, stem)
+    except ConfigError as error:
+        raise ConfigError(f"{key}.arch: {error}") from error
 
 
 def _check_layers(network: str, layers: int, step: str, cfg: RecoverConfig) -> None:

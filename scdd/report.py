@@ -161,7 +161,7 @@ def _remarks(cfg: RunConfig) -> list[str]:
     origin = (
         "- `distilled` starts from noise: no real pixel is in it."
         if cfg.recover.start == "noise"
-        else "- `distilled` starts from real images here (recover.start = real)."
+        else f"- `distilled` starts from real images here (recover.start = {cfg.recover.start})."
     )
     return [
         f"{origin} `real start` begins with real",

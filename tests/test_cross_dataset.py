@@ -133,7 +133,7 @@ def test_only_the_images_that_a_step_sees_can_make_it_stale(
     stdout = succeeded(warm_command(*distill(run, letters, *more)))
     assert stdout.count("the real images are gone, so it was not compared with them") == 1
     outcome = warm_command(*distill(run, letters, *more, "--redo", "squeeze"))
-    assert outcome.returncode == 2 and "error: squeeze_dataset: " in outcome.stderr
+    assert outcome.returncode == 2 and "error: squeeze_dataset.root: " in outcome.stderr
     assert f"{trees} does not exist" in outcome.stderr
 
 

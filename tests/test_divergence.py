@@ -12,8 +12,10 @@ from scipy.stats import entropy
 from torch import Tensor, nn
 
 from scdd.config.squeeze import SqueezeConfig
+from scdd.distributed import rank_and_size
 from scdd.divergence import Monitor, effective_rank, spread
 from scdd.errors import RunError
+from tests.two_processes import TwoProcesses
 
 CPU = torch.device("cpu")
 
@@ -113,3 +115,23 @@ def test_a_weight_that_is_no_number_is_told_apart_from_the_loss(value: float):
         trained.get_parameter("weight")[1, 1] = value
     with pytest.raises(RunError, match="squeeze: a weight is no number at step 1; lower"):
         monitor.check(1, trained)
+
+
+def monitored(first: int, last: int) -> dict[str, float]:
+    """What an epoch of one step comes to on a process that holds some of the rows."""
+    rows = on_the_sphere(8, 16)[first:last]
+    monitor = Monitor(SqueezeConfig(), "squeeze", None, CPU)
+    monitor.add(rows.sum() / len(rows), rows)
+    monitor.check(1, nn.Linear(1, 1))
+    return monitor.close()
+
+
+def share() -> dict[str, float]:
+    rank, _ = rank_and_size()
+    return monitored(4 * rank, 4 * rank + 4)
+
+
+def test_two_processes_watch_the_batch_of_both(two_processes: TwoProcesses):
+    alone = monitored(0, 8)
+    for found in two_processes(share):
+        assert found == pytest.approx(alone, rel=1e-5)

@@ -207,7 +207,7 @@ def _entry(place: Any, name: str, following: str, override: str) -> Any:
         if following.isdecimal():
             raise ConfigError(
                 f"--set {override}: the configuration has no {name} of its own to change; give the "
-                "whole list"
+                f"whole list, as in {override.partition(name)[0]}{name}=[{{...}}]"
             )
         place[name] = {}
     return place[name]

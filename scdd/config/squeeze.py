@@ -77,7 +77,7 @@ class SqueezeConfig(Section):
             wanted = f"{least}" if least == most else f"at least {least}"
             raise ValueError(
                 f"views: {name} wants {wanted} of an image, but views make {len(sizes)}; change "
-                "their count"
+                f"their count, as in views: [{{count: {least}}}]"
             )
         if len(set(sizes[:2])) > 1:
             raise ValueError("views: the first two are the global ones and need the same size")
@@ -113,6 +113,10 @@ class SqueezeConfig(Section):
 
     @model_validator(mode="after")
     def _kept_epochs_exist(self) -> Self:
+        if self.checkpoint is not None and self.keep_epochs:
+            raise ValueError(
+                "keep_epochs: a checkpoint is not trained, so it has none; leave it out"
+            )
         late = [epoch for epoch in self.keep_epochs if epoch > self.epochs]
         if late:
             raise ValueError(f"keep_epochs names epoch {late[0]}, but there are {self.epochs}")

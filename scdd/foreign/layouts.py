@@ -155,7 +155,8 @@ def strangers(candidate: Candidate, state: State, wanted: Shapes, head: str) -> 
 
 def joined(key: str, tensor: Tensor, shape: torch.Size) -> Tensor:
     """Average the statistics of the groups of a SplitBatchNorm: [groups * C] to [C]."""
-    return tensor.view(-1, *shape).mean(dim=0) if _is_split(key, tensor, shape) else tensor
+    split = tensor.shape != shape and _is_split(key, tensor, shape)
+    return tensor.double().view(-1, *shape).mean(dim=0).to(tensor.dtype) if split else tensor
 
 
 def _is_split(key: str, tensor: Tensor, shape: torch.Size) -> bool:

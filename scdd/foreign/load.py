@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from scdd.checkpoint import fill
 from scdd.config.checkpoint import CheckpointConfig
@@ -157,12 +157,21 @@ def _weights(path: Path, match: Match, model: nn.Module) -> tuple[State, list[st
             assert is_counter(key)
             weights[key] = torch.zeros_like(own)
             missing.append(key)
-        if not weights[key].isfinite().all():
-            raise CheckpointError(
-                f"{path}: weight '{name}' has values that are not finite; the training that wrote "
-                "it had diverged, so take another file"
-            )
+        fault = _fault(key, weights[key], own)
+        if fault:
+            raise CheckpointError(f"{path}: weight '{name}' has {fault}, so take another file")
     return weights, missing
+
+
+def _fault(key: str, weight: Tensor, own: Tensor) -> str | None:
+    """What is wrong with the values of a weight, in words."""
+    if own.is_floating_point() and not weight.is_floating_point():
+        return f"{str(weight.dtype).removeprefix('torch.')} values, which are no weights of a net"
+    if not weight.isfinite().all():
+        return "values that are not finite; the training that wrote it had diverged"
+    if key.endswith("running_var") and (weight < 0).any():
+        return "negative variances, which no training leaves"
+    return None
 
 
 def _stem(path: Path, match: Match, stem: Stem | None) -> Stem:

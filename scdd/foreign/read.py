@@ -3,6 +3,7 @@
 import argparse
 import re
 import struct
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from scdd.checkpoint import DAMAGED, read_safetensors
+from scdd.checkpoint import DAMAGED, load_checked, read_safetensors
 from scdd.errors import CheckpointError
 
 State = dict[str, Tensor]
@@ -77,8 +78,11 @@ def _read_safetensors(path: Path) -> Contents:
 def _read_torch(path: Path) -> Any:
     try:
         # Harmless: an object with attributes. DINO's file holds the arguments of its training.
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            return torch.load(path, map_location="cpu", weights_only=True)
+        with (
+            torch.serialization.safe_globals([argparse.Namespace]),
+            warnings.catch_warnings(action="ignore"),  # It ends in a sentence of ours or is none.
+        ):
+            return load_checked(path)
     except UNREADABLE as error:
         refused = _refused_code(error)
         if refused:

@@ -51,7 +51,7 @@ def squeeze(
         DataError: if the training set holds less than one batch, or less than the queue.
         RunError: if the loss stops being finite or the embeddings collapse.
     """
-    _check(cfg, train, key)
+    check_squeeze(cfg, train, key)
     steps_per_epoch = len(train) // cfg.batch
     with seeded(seed, "squeeze.init"):
         objective = create_objective(cfg, image_size, len(train.classes), len(train))
@@ -111,7 +111,13 @@ def squeeze(
     return objective
 
 
-def _check(cfg: SqueezeConfig, train: ImageSource, key: str) -> None:
+def check_squeeze(cfg: SqueezeConfig, train: ImageSource, key: str) -> None:
+    """Refuse what the images or the processes cannot serve; `key` is as in `squeeze`.
+
+    Raises:
+        ConfigError: if the processes cannot share a batch.
+        DataError: if the training set holds less than one batch, or less than the queue.
+    """
     if len(train) < cfg.batch:
         raise DataError(
             f"{key}.batch is {cfg.batch}, but the training set holds only {len(train)} "

@@ -59,7 +59,9 @@ class Context:
         try:
             return load_dataset(self.cfg.squeeze_dataset, self.device)
         except DataError as error:
-            raise DataError(f"squeeze_dataset: {error}") from error
+            said = str(error)
+            own = said.replace("dataset.", "squeeze_dataset.")
+            raise DataError(own if own != said else f"squeeze_dataset: {said}") from error
 
     def checkpoint(self, step: str, shard: str = "") -> Checkpoint:
         """The rolling checkpoint of a step, or of one shard of it."""

@@ -10,6 +10,7 @@ from scdd.config.checkpoint import CheckpointConfig
 from scdd.config.dataset import DatasetConfig
 from scdd.config.squeeze import SqueezeConfig
 from scdd.datasets import Dataset
+from scdd.errors import RunError
 from scdd.foreign import Loaded, squeezed_from
 from scdd.objectives import Objective
 from scdd.progress import say
@@ -108,16 +109,26 @@ def _squeeze(
             context.device,
             checkpoint,
             partial(context.run.log, arch=cfg.arch) if context.world.leads else _no_log,
-            lambda epoch, now: write_trained(f"-epoch-{epoch:04d}", epoch, now),
+            lambda epoch, now: write_trained(_kept(epoch), epoch, now),
             key,
         )
         if objective.forgetting is not None and context.world.leads:
             save_weights(target / "forgetting.safetensors", objective.forgetting, {})
+        for epoch in cfg.keep_epochs if context.world.leads else ():
+            if not (target / f"backbone{_kept(epoch)}.safetensors").exists():
+                raise RunError(
+                    f"{target}: the backbone of epoch {epoch}, which {key}.keep_epochs names, is "
+                    f"gone; make it again with --redo {step}"
+                )
         write_trained("", cfg.epochs, objective)
     context.world.barrier()
     checkpoint.remove()
     names = (path.relative_to(context.run.folder(step)) for path in target.glob("*.safetensors"))
     return tuple(sorted(map(str, names)))
+
+
+def _kept(epoch: int) -> str:
+    return f"-epoch-{epoch:04d}"
 
 
 def _no_log(stage: str, /, **values: Any) -> None:

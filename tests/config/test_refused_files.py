@@ -12,7 +12,7 @@ from tests.config.conftest import refusal
         (
             "recover: {iteration: 5}",
             "my.yaml: recover: unknown key 'iteration', did you mean 'iterations'?; known: start, "
-            "iterations, batch, ",
+            "candidates, candidate_crops, iterations, ",
         ),
         (
             "recovr: {iterations: 5}",

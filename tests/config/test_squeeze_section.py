@@ -73,20 +73,23 @@ OBJECTIVES = "moco_v2, moco_v3, swav, dino, barlow_twins, supervised"
         # What the views of an objective must be.
         (
             "views: [{count: 1}, {count: 2}]",
-            "squeeze.views: moco_v2 wants 2 of an image, but views make 3; change their count",
+            "squeeze.views: moco_v2 wants 2 of an image, but views make 3; change their count, "
+            "as in views: [{count: 2}]",
         ),
         (
             "views: [{}]",
-            "squeeze.views: moco_v2 wants 2 of an image, but views make 1; change their count",
+            "squeeze.views: moco_v2 wants 2 of an image, but views make 1; change their count, "
+            "as in views: [{count: 2}]",
         ),
         (
             "{objective: {name: swav}, views: [{}]}",
             "squeeze.views: swav wants at least 2 of an image, but views make 1; change their "
-            "count",
+            "count, as in views: [{count: 2}]",
         ),
         (
             "objective: {name: supervised}",
-            "squeeze.views: supervised wants 1 of an image, but views make 2; change their count",
+            "squeeze.views: supervised wants 1 of an image, but views make 2; change their count, "
+            "as in views: [{count: 1}]",
         ),
         (
             "{objective: {name: dino}, views: [{size: 16}, {count: 6, size: 8}]}",

@@ -14,7 +14,7 @@ from scdd.errors import CheckpointError
 from scdd.foreign import load_backbone
 from scdd.models import create_model
 from tests.foreign import layouts
-from tests.foreign.conftest import refusal, state_of
+from tests.foreign.conftest import refusal, same, state_of
 from tests.foreign.layouts import filled, write
 from tests.pickled_code import Code
 
@@ -84,3 +84,30 @@ def check_damage(whole: bytes, path: Path) -> None:
             assert str(error).startswith(f"{path}: ")
         else:
             assert trial % 2 == 0, "a file that is cut short is not read"
+
+
+def test_values_that_no_training_leaves_are_refused_by_the_name_of_the_weight(net, tmp_path):
+    state = net.state_dict()
+    whole = {key: tensor.long() for key, tensor in state.items()}
+    found = refusal(write(tmp_path / "file", whole))
+    assert "'conv1.weight' has int64 values, which are no weights of a net" in found
+    key = "layer2.0.bn1.running_var"
+    negative = state | {key: -state[key]}
+    found = refusal(write(tmp_path / "file", negative))
+    assert f"'{key}' has negative variances, which no training leaves" in found
+    infinite = state | {key: state[key] / 0}
+    found = refusal(write(tmp_path / "file", infinite))
+    assert f"'{key}' has values that are not finite; the training that wrote it had" in found
+
+
+def test_a_flipped_bit_in_a_weight_is_noticed(net, tmp_path):
+    path = write(tmp_path / "file", net.state_dict())
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    assert "is no weights file of torch.save or safetensors, or is cut short" in refusal(path)
+
+
+def test_a_file_of_torch_save_is_read_whatever_its_name(net, tmp_path):
+    path = write(tmp_path / "weights.safetensors", net.state_dict())
+    assert same(load_backbone(path, "resnet18", 32), net)

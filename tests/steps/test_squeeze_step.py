@@ -9,7 +9,7 @@ import torch
 import torchvision
 from torch import nn
 
-from scdd.checkpoint import load_weights
+from scdd.checkpoint import load_weights, save_weights
 from scdd.config.load import load_config
 from scdd.config.run import RunConfig
 from scdd.errors import CheckpointError, ConfigError, RunError
@@ -90,12 +90,39 @@ def test_labellers_change_nothing_about_the_backbone(tmp_path: Path):
 def test_another_labeller_is_refused_until_its_step_is_redone(tmp_path: Path):
     run = tmp_path / "run"
     distill(config(squeeze_labellers=labellers(SUPERVISED)), run, until="squeeze_labellers")
-    with pytest.raises(ConfigError, match=r"'squeeze_labellers' was made with .*epochs"):
+    changed = (
+        r"'squeeze_labellers' was made with squeeze_labellers\.0\.epochs = 2, now it is 3; redo"
+    )
+    with pytest.raises(ConfigError, match=changed):
         distill(
             config(squeeze_labellers=labellers(SUPERVISED | {"epochs": 3})),
             run,
             until="squeeze_labellers",
         )
+
+
+def test_a_kept_epoch_that_is_lost_before_the_end_is_missed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    cfg, run = config(squeeze_labellers=labellers(MOCO), checkpoint_minutes=0), tmp_path / "run"
+    folder = run / "squeeze_labellers" / "resnet14"
+
+    def stopped(path: Path, *rest: Any) -> None:
+        if path == folder / "backbone.safetensors":
+            raise KeyboardInterrupt
+        save_weights(path, *rest)
+
+    monkeypatch.setattr("scdd.steps.squeeze.save_weights", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        distill(cfg, run, until="squeeze_labellers")
+    monkeypatch.undo()
+    (folder / "backbone-epoch-0001.safetensors").unlink()
+    with pytest.raises(RunError) as caught:
+        distill(cfg, run, until="squeeze_labellers")
+    assert str(caught.value) == (
+        f"{folder}: the backbone of epoch 1, which squeeze_labellers.0.keep_epochs names, is gone; "
+        "make it again with --redo squeeze_labellers"
+    )
 
 
 def test_one_architecture_twice_is_refused():
@@ -105,7 +132,8 @@ def test_one_architecture_twice_is_refused():
 
 def test_an_unknown_labeller_is_refused_before_anything_is_run(tmp_path: Path):
     cfg = config(squeeze_labellers=labellers(SUPERVISED | {"arch": "resnet9"}))
-    with pytest.raises(ConfigError, match="unknown architecture 'resnet9'"):
+    sentence = r"^squeeze_labellers\.0\.arch: unknown architecture 'resnet9'"
+    with pytest.raises(ConfigError, match=sentence):
         distill(cfg, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
