@@ -55,9 +55,8 @@ class Monitor:
         if now < self.cfg.collapse_below:
             raise RunError(
                 f"{key}: the embeddings collapse to one point (spread {now:.3f} "
-                f"at step {step}, below {key}.collapse_below = {self.cfg.collapse_below}); lower "
-                f"{key}.lr or change {key}.objective, {then}; or, if that is no collapse, set "
-                f"{key}.collapse_below=0"
+                f"at step {step}, below {key}.collapse_below = {self.cfg.collapse_below}, which 0 "
+                f"switches off); lower {key}.lr or change {key}.objective, {then}"
             )
 
     def close(self) -> dict[str, float]:

@@ -48,7 +48,9 @@ def test_labellers_cost_their_probe_and_their_turns(monkeypatch: pytest.MonkeyPa
     supervised = {"arch": "resnet8", "objective": {"name": "supervised"}, "views": [{"count": 1}]}
     settings = read_yaml(DIGITS) | {"ipc": 3}
     settings["dataset"] |= {"train_per_class": 20}
-    settings["squeeze_labellers"] = [supervised, {"arch": "resnet14"}]
+    settings["squeeze"] |= {"objective": {"queue": 128}, "batch": 64}
+    moco = {"arch": "resnet14", "objective": {"queue": 128}, "batch": 64}
+    settings["squeeze_labellers"] = [supervised | {"batch": 64}, moco]
     settings["recover"] = {"teachers": "all", "iterations": 50}
     settings["recover_real"] = {"teachers": "labellers", "iterations": 5}
     text = estimate(check(settings, "digits"), CPU)

@@ -65,8 +65,8 @@ COLLAPSE = {"weight_decay": 10.0, "decay": "matrices"}
         (
             COLLAPSE,
             "squeeze: the embeddings collapse to one point (spread 0.0.. at step {step}, below "
-            "squeeze.collapse_below = 0.02); lower squeeze.lr or change squeeze.objective, and run "
-            "again with --redo squeeze",
+            "squeeze.collapse_below = 0.02, which 0 switches off); lower squeeze.lr or "
+            "change squeeze.objective, and run again with --redo squeeze",
         ),
     ],
     ids=["loss", "weight", "collapse"],
