@@ -82,6 +82,7 @@ def logged(run: Path, stage: str) -> int:
     return sum(json.loads(line)["stage"] == stage for line in lines)
 
 
+@pytest.mark.slow  # Forked processes are killed above; here each start imports torch.
 def test_the_real_command_killed_twice_ends_with_the_same_bits(
     finished_run: FinishedRun, tmp_path: Path
 ):

@@ -85,6 +85,28 @@ def test_a_batch_becomes_the_same_in_every_group_but_for_rounding(
         assert losses[1][index] == pytest.approx(losses[0][index], rel=0.02)
 
 
+def test_bf16_ends_with_the_losses_of_float32(make_teacher: MakeTeacher):
+    cfg, teacher, group = settings(iterations=100), make_teacher(), [batch_of(32, 0)]
+    ends = []
+    for bf16 in (False, True):
+        lines: list[dict[str, Any]] = []
+        loss = RecoveryLoss(teacher, cfg, 1, bf16)
+        recover(
+            cfg,
+            [loss],
+            group,
+            SIZE,
+            MEAN,
+            STD,
+            0,
+            CPU,
+            log=lambda lines=lines, **values: lines.append(values),
+        )
+        last = next(line for line in reversed(lines) if "batch" in line)
+        ends.append(last["class_loss"] + cfg.alpha * last["matching_loss"])
+    assert ends[1] == pytest.approx(ends[0], rel=0.02)
+
+
 def test_a_group_goes_on_to_bit_identical_images_from_every_iteration(
     tmp_path: Path, make_teacher: MakeTeacher
 ):

@@ -207,6 +207,7 @@ def on_a_rank(run: str, settings: dict[str, object]) -> None:
     run_recover(context, "recover")
 
 
+@pytest.mark.slow  # Three processes import torch.
 def test_two_ranks_make_the_labellers_and_the_images_that_one_makes(
     two_processes: TwoProcesses, probed: Path, tmp_path: Path
 ):

@@ -54,7 +54,7 @@ def test_groups_of_any_size_make_the_images_of_batches_alone(
     warm_command: Run, probed: Path, tmp_path: Path
 ):
     found = {}
-    for group in (1, 3, 5):
+    for group in (1, 3):
         run = tiny_run.copy_of(probed, tmp_path / f"group {group}")
         outcome = warm_command(*distill(run, recover__batch=4, recover__group=group))
         assert outcome.returncode == 0, outcome.stderr
@@ -62,8 +62,7 @@ def test_groups_of_any_size_make_the_images_of_batches_alone(
         assert json.loads((run / "recover" / "way.json").read_text())["group"] == group
         found[group] = recovered(run)
         assert found[group]["labels"].tolist() == [*range(10), *range(10)]
-    for group in (3, 5):
-        assert_alike(found[group]["images"], found[1]["images"])
+    assert_alike(found[3]["images"], found[1]["images"])
 
 
 def test_shuffled_batches_end_in_the_order_of_the_rows(
