@@ -20,7 +20,7 @@ from scdd.config.posttrain import PosttrainConfig  # noqa: E402
 from scdd.progress import duration  # noqa: E402
 from scdd.tables import mean_sd, size, table  # noqa: E402
 
-DOCUMENTS = ("README.md", "docs/teacher.md")
+DOCUMENTS = ("README.md", "docs/teacher.md", "docs/recover.md")
 BLOCK = re.compile(r"(<!-- table: (?P<name>[\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 EVIDENCE_PREDICTORS = {
     "variance_of_first_means": "var of means, 1st BN",

@@ -49,11 +49,9 @@ def run_recover(context: Context, step: str) -> tuple[str, ...]:
     teachers, mean, std = _teachers(context, step)
     size, classes = about["image_size"], len(about["classes"])
     batches = batches_of(settings, cfg.ipc, classes, cfg.seed)
-    if settings.batch > classes * cfg.ipc:
-        say(
-            f"  {step}.batch is {settings.batch}, but there are only {classes * cfg.ipc} images: all "
-            "are matched together"
-        )
+    rows = classes * cfg.ipc
+    if settings.batch > rows:
+        say(f"  {step}.batch is {settings.batch}: all {rows} images are matched together")
     way = _way(context, step, settings, teachers, batches, size)
     groups = groups_of(batches, way.group)
     chosen = _chosen(context, step, settings)
