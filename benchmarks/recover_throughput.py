@@ -4,16 +4,14 @@
         [--sizes 32 64 224] [--device auto] [--threads N] [--batch N] [--group N]
         [--precision auto] [--rounds 5] [--seconds 10] [--no-compile] [--result FILE]
 
-Three ways to recover with one teacher take turns in one process: the reference loop below, and the
+Three ways to recover with one teacher take turns in one process: a reference loop, and the
 product's loop with the loss as it is and compiled. Nothing else should run all the same. The
 teacher is random, but its BatchNorm layers have the statistics of its inputs.
 """
 
 import argparse
-import copy
 import ctypes
 import gc
-import math
 import os
 import shlex
 import statistics
@@ -24,24 +22,22 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 # Threads that spin while they wait would slow down whatever else there is.
 os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
-from torchvision import transforms
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 from record import commit, without_folder  # noqa: E402
+from reference_recovery import MEAN, STD, reference, reference_losses, watched  # noqa: E402
+from roofline import by_kind, ceilings, flops_of, values_of, wait  # noqa: E402
 from tables import recover_table  # noqa: E402
 
-from scdd.augment import normalise  # noqa: E402
 from scdd.config.recover import RecoverConfig  # noqa: E402
 from scdd.device import resolve_device, uses_bf16  # noqa: E402
 from scdd.files import write_json  # noqa: E402
@@ -54,7 +50,6 @@ from scdd.seeding import seeded  # noqa: E402
 from scdd.stages.recover import Batch, LossFunction, recover  # noqa: E402
 
 SCHEMA = "scdd recover throughput 1"
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SMALL, LARGE = (100, 100), (50, 1000)
 """Images of a batch and classes in the paper, below 224 px and from there on."""
 PAPER_HOURS = {"resnet18": 7.78, "resnet50": 25.04, "resnet101": 35.44}
@@ -67,12 +62,7 @@ TRIAL = 2
 """Counted iterations of the first run, which tells how many a round takes."""
 PASSES, PASS_BATCH = 3, 16
 """What fills the statistics of the teacher."""
-CEILINGS = {"cuda": (8192, (128, 256, 56), 2**30), "cpu": (1024, (16, 128, 32), 2**27)}
-"""By kind of device: side of the matrices, (batch, channels, side) of the convolution, bytes of the
-copy."""
-
 Advance = Callable[[str], None]
-T = TypeVar("T")
 Loop = Callable[[int, Advance], object]
 """So many iterations, telling after each."""
 
@@ -201,7 +191,9 @@ def measure(case: Case, group: int, options: argparse.Namespace) -> dict[str, An
     torch.compiler.cudagraph_mark_step_begin()
     precision = torch.bfloat16 if case.bf16 else torch.float32
     makers: dict[str, Callable[[], Loop]] = {
-        "reference": lambda: partial(reference, case, *watched(case.teacher)),
+        "reference": lambda: partial(
+            reference, case.cfg, case.labels, case.size, *watched(case.teacher)
+        ),
         "eager": lambda: partial(ours, case, group, make_loss(case, group, fast=False)),
     }
     if not options.no_compile:
@@ -268,79 +260,6 @@ def ours(case: Case, group: int, loss: LossFunction, iterations: int, advance: A
     recover(cfg, [loss], batches, case.size, MEAN, STD, 0, case.device, advance=advance)
 
 
-# The reference
-
-
-def watched(teacher: nn.Module) -> tuple[nn.Module, list[Tensor]]:
-    """A copy of a net, and a list that gets the distance of each BatchNorm layer in each pass."""
-    net = copy.deepcopy(teacher).to(memory_format=torch.contiguous_format)
-    distances: list[Tensor] = []
-
-    def compare(norm: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        assert isinstance(norm, nn.BatchNorm2d)
-        assert norm.running_mean is not None and norm.running_var is not None
-        mean = inputs[0].mean(dim=(0, 2, 3))
-        by_channel = inputs[0].permute(1, 0, 2, 3).contiguous().flatten(1)
-        variance = by_channel.var(dim=1, correction=0)
-        off_mean, off_variance = norm.running_mean - mean, norm.running_var - variance
-        distances.append(off_mean.norm() + off_variance.norm())
-
-    for module in net.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.register_forward_hook(compare)
-    return net, distances
-
-
-def reference_losses(
-    net: nn.Module, distances: list[Tensor], seen: Tensor, labels: Tensor, first: float
-) -> tuple[Tensor, Tensor]:
-    """Cross-entropy and matching loss of a watched net, the latter by Eq. 8 and Table 5."""
-    distances.clear()
-    class_loss = F.cross_entropy(net(seen), labels)
-    weights = [first, *[1.0] * (len(distances) - 1)]
-    matching_loss = sum(w * d for w, d in zip(weights, distances, strict=True))
-    assert isinstance(matching_loss, Tensor)
-    return class_loss, matching_loss
-
-
-def reference(
-    case: Case, net: nn.Module, distances: list[Tensor], iterations: int, advance: Advance
-) -> None:
-    """Recover one batch by the loop that the released code has: eager, fp32, NCHW, with hooks.
-
-    Leaner than it: no priors of weight 0, nothing computed a second time to be printed.
-    """
-    cfg, size, device = case.cfg, case.size, case.device
-    low, high = (
-        normalise(torch.full((1, 3, 1, 1), edge), MEAN, STD).to(device) for edge in (0.0, 1.0)
-    )
-    x = torch.randn(len(case.labels), 3, size, size, device=device, requires_grad=True)
-    optimizer = torch.optim.Adam([x], lr=cfg.lr, betas=cfg.betas)
-    # Not antialiased: a crop is enlarged, so nothing differs but the time.
-    view = transforms.Compose(
-        [
-            transforms.RandomResizedCrop(size, cfg.crop_scale, antialias=False),
-            transforms.RandomHorizontalFlip(),
-        ]
-    )
-    history = []
-    for step in range(iterations):
-        for settings in optimizer.param_groups:
-            settings["lr"] = cfg.lr / 2 * (1 + math.cos(math.pi * step / iterations))
-        shift = torch.randint(cfg.roll + 1, (2,)).tolist()
-        seen = torch.roll(view(x), shift, dims=(2, 3))
-        class_loss, matching_loss = reference_losses(
-            net, distances, seen, case.labels, cfg.first_bn_multiplier
-        )
-        optimizer.zero_grad()
-        (class_loss + cfg.alpha * matching_loss).backward()
-        optimizer.step()
-        with torch.no_grad():
-            x.clamp_(low, high)
-        history.append((class_loss.item(), matching_loss.item()))
-        advance("")
-
-
 def check(case: Case) -> float:
     """How far our losses of a batch are from the reference's, relatively; the larger of the two.
 
@@ -383,17 +302,6 @@ def timed(loop: Loop, iterations: int, device: torch.device) -> float:
     return marks[1] - marks[0]
 
 
-def by_kind(table: dict[str, T], device: torch.device) -> T:
-    """What holds for a device; for other accelerators, what holds for a CPU."""
-    return table.get(device.type, table["cpu"])
-
-
-def wait(device: torch.device) -> None:
-    """Until the device has done what it was told."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
 def peak_memory(device: torch.device) -> Callable[[], int | None]:
     """Start to look at the memory; the function tells the peak above what is held now, in bytes.
 
@@ -412,69 +320,6 @@ def peak_memory(device: torch.device) -> Callable[[], int | None]:
     process = PeakMemory()
     resident = process.read()
     return lambda: process.read() - resident or None
-
-
-# The roofline
-
-
-def flops_of(net: nn.Module, size: int) -> int:
-    """Of an image in an iteration: forward, and backward to the image but not to the weights."""
-    counter = FlopCounterMode(display=False)
-    image = torch.zeros(1, 3, size, size, device=next(net.parameters()).device, requires_grad=True)
-    with counter:
-        net(image).sum().backward()
-    return int(counter.get_total_flops())
-
-
-def values_of(net: nn.Module, size: int) -> int:
-    """How many values an image moves in an iteration, at the least.
-
-    Every layer reads its input and writes its output, and back again; activation functions and
-    sums are done on the way, and weights are not counted, as they serve the whole group.
-    """
-    moved = 0
-
-    def add(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        nonlocal moved
-        moved += 2 * (inputs[0].numel() + output.numel())
-
-    layers = nn.Conv2d | nn.BatchNorm2d | nn.Linear | nn.MaxPool2d | nn.AdaptiveAvgPool2d
-    hooks = [m.register_forward_hook(add) for m in net.modules() if isinstance(m, layers)]
-    with torch.no_grad():
-        net(torch.zeros(1, 3, size, size, device=next(net.parameters()).device))
-    for hook in hooks:
-        hook.remove()
-    return moved
-
-
-def ceilings(device: torch.device, dtype: torch.dtype, seconds: float) -> tuple[float, float]:
-    """FLOP/s of a large product or 3x3 convolution, whichever has more, and byte/s of a copy."""
-    side, (count, channels, width), size = by_kind(CEILINGS, device)
-    one, other = torch.randn(2, side, side, device=device, dtype=dtype)
-    shape = (count, channels, width, width)
-    images = torch.randn(shape, device=device, dtype=dtype).to(memory_format=torch.channels_last)
-    kernel = torch.randn(channels, channels, 3, 3, device=device, dtype=dtype)
-    kernel = kernel.to(memory_format=torch.channels_last)
-    source = torch.arange(size // 8, device=device)
-    target = torch.empty_like(source)
-    product = fastest(lambda: one @ other, device, seconds)
-    convolution = fastest(lambda: F.conv2d(images, kernel, padding=1), device, seconds)
-    copying = fastest(lambda: target.copy_(source), device, seconds)
-    work = 2 * images.numel() * channels * 9
-    return max(2 * side**3 / product, work / convolution), 2 * size / copying
-
-
-def fastest(function: Callable[[], object], device: torch.device, seconds: float) -> float:
-    """Least time of a call, of at least two after the first."""
-    function()
-    times: list[float] = []
-    while len(times) < 2 or sum(times) < seconds:
-        wait(device)
-        started = time.perf_counter()
-        function()
-        wait(device)
-        times.append(time.perf_counter() - started)
-    return min(times)
 
 
 if __name__ == "__main__":

@@ -10,35 +10,18 @@ from torch import Tensor, nn
 
 from scdd.config.recover import RecoverConfig
 from scdd.errors import ConfigError
-from scdd.models import create_model
 from scdd.recovery import RecoveryLoss, draw_views
 from tests.stages import reference_recover as reference
+from tests.stages.conftest import CLASSES, SIZE, trained_teacher
+from tests.stages.small_recovery import VIEWS
 
-SIZE, CLASSES, COUNT = 8, 4, 6
-VIEWS: dict[str, dict[str, Any]] = {
-    "plain": {"crop": "none"},
-    "rolled": {"crop": "none", "roll": 3},
-    "one crop for the batch": {"crop": "batch", "crop_scale": (0.2, 1.0)},
-    "a crop for each image": {"crop": "sample", "crop_scale": (0.08, 1.0)},
-    "crop without flip": {"crop": "sample", "flip": False},
-    "crop and roll": {"crop": "batch", "roll": 5},
-}
+COUNT = 6
 
 
 @pytest.fixture(scope="module")
 def teacher() -> nn.Module:
     """A net whose BatchNorm has statistics and weights."""
-    with torch.random.fork_rng():
-        torch.manual_seed(1)
-        net = create_model("resnet8", CLASSES, SIZE).train()
-        with torch.no_grad():
-            for module in net.modules():
-                if isinstance(module, nn.BatchNorm2d):
-                    module.weight.uniform_(0.5, 1.5)
-                    module.bias.normal_(0, 0.3)
-            for _ in range(5):
-                net(1.5 * torch.randn(16, 3, SIZE, SIZE) + 0.3)
-    return net.eval().requires_grad_(False)
+    return trained_teacher()
 
 
 def settings(**changes: Any) -> RecoverConfig:

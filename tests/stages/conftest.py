@@ -36,24 +36,26 @@ def make_source() -> Callable[..., ResidentSource]:
     return make
 
 
+def trained_teacher(arch: str = "resnet8", size: int = SIZE) -> nn.Module:
+    """A frozen net whose BatchNorm has statistics and weights."""
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        net = create_model(arch, CLASSES, size).train()
+        with torch.no_grad():
+            for module in net.modules():
+                if isinstance(module, nn.BatchNorm2d):
+                    module.weight.uniform_(0.5, 1.5)
+                    module.bias.normal_(0, 0.3)
+            for _ in range(5):
+                net(1.5 * torch.randn(16, 3, size, size) + 0.3)
+    return net.eval().requires_grad_(False)
+
+
 @pytest.fixture
 def make_teacher() -> Callable[..., nn.Module]:
     """Return `make(arch="resnet8")`: a frozen net whose BatchNorm has statistics and weights."""
 
-    def make(arch: str = "resnet8", size: int = SIZE) -> nn.Module:
-        with torch.random.fork_rng():
-            torch.manual_seed(1)
-            net = create_model(arch, CLASSES, size).train()
-            with torch.no_grad():
-                for module in net.modules():
-                    if isinstance(module, nn.BatchNorm2d):
-                        module.weight.uniform_(0.5, 1.5)
-                        module.bias.normal_(0, 0.3)
-                for _ in range(5):
-                    net(1.5 * torch.randn(16, 3, size, size) + 0.3)
-        return net.eval().requires_grad_(False)
-
-    return make
+    return trained_teacher
 
 
 @pytest.fixture

@@ -19,32 +19,12 @@ from scdd.recovery import RecoveryLoss
 from scdd.seeding import generator
 from scdd.stages.recover import Batch, batches_of, groups_of, recover
 from tests.stages import reference_recover as reference
-from tests.stages.conftest import CLASSES, CPU, MEAN, SIZE, STD, random_images
+from tests.stages.conftest import CPU, MEAN, SIZE, STD, random_images
+from tests.stages.small_recovery import VIEWS, Killed, batch_of, settings
 
 MakeTeacher = Callable[..., nn.Module]
 
-VIEWS: dict[str, dict[str, Any]] = {
-    "plain": {"crop": "none"},
-    "rolled": {"crop": "none", "roll": 3},
-    "one crop for the batch": {"crop": "batch", "crop_scale": (0.2, 1.0)},
-    "a crop for each image": {"crop": "sample", "crop_scale": (0.08, 1.0)},
-    "crop without flip": {"crop": "sample", "flip": False},
-    "crop and roll": {"crop": "batch", "roll": 5},
-}
 views = pytest.mark.parametrize("view", VIEWS.values(), ids=VIEWS)
-
-
-class Killed(Exception):
-    """Stands for a kill."""
-
-
-def settings(**changes: Any) -> RecoverConfig:
-    base: dict[str, Any] = {"iterations": 12, "lr": 0.1, "alpha": 0.05, "crop": "none"}
-    return RecoverConfig(**(base | changes))
-
-
-def batch_of(count: int, index: int = 0, start: Tensor | None = None) -> Batch:
-    return Batch(index, torch.arange(count), torch.arange(count) % CLASSES, start)
 
 
 def recovered(

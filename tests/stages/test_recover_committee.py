@@ -3,7 +3,6 @@
 import copy
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -15,15 +14,11 @@ from scdd.recovery import RecoveryLoss
 from scdd.seeding import generator
 from scdd.stages.recover import Batch, recover
 from tests.stages import reference_recover as reference
-from tests.stages.conftest import CLASSES, CPU, MEAN, SIZE, STD, random_images
+from tests.stages.conftest import CPU, MEAN, SIZE, STD, random_images
+from tests.stages.small_recovery import PLAIN, Killed, batch_of, settings
 
 MakeTeacher = Callable[..., nn.Module]
 ARCHS = ("resnet8", "resnet14", "resnet8x2")
-PLAIN = reference.View([], [], (0, 0))
-
-
-class Killed(Exception):
-    """Stands for a kill."""
 
 
 class InTurn(nn.Module):
@@ -36,15 +31,6 @@ class InTurn(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         self.passes += 1
         return self.nets[(self.passes - 1) % len(self.nets)](x)
-
-
-def settings(**changes: Any) -> RecoverConfig:
-    base: dict[str, Any] = {"iterations": 12, "alpha": 0.05, "crop": "none"}
-    return RecoverConfig(**(base | changes))
-
-
-def batch_of(count: int, index: int = 0, start: Tensor | None = None) -> Batch:
-    return Batch(index, torch.arange(count), torch.arange(count) % CLASSES, start)
 
 
 def recovered(

@@ -19,19 +19,10 @@ from scdd.recovery import RecoveryLoss
 from scdd.seeding import generator
 from scdd.stages.recover import Batch, recover, to_bytes
 from tests.stages import reference_recover as reference
-from tests.stages.conftest import CLASSES, CPU, MEAN, SIZE, STD, random_images
+from tests.stages.conftest import CPU, MEAN, SIZE, STD, random_images
+from tests.stages.small_recovery import PLAIN, batch_of, settings
 
 MakeTeacher = Callable[..., nn.Module]
-PLAIN = reference.View([], [], (0, 0))
-
-
-def settings(**changes: Any) -> RecoverConfig:
-    base: dict[str, Any] = {"iterations": 12, "lr": 0.1, "alpha": 0.05, "crop": "none"}
-    return RecoverConfig(**(base | changes))
-
-
-def batch_of(count: int, index: int, start: Tensor | None = None) -> Batch:
-    return Batch(index, torch.arange(count), torch.arange(count) % CLASSES, start)
 
 
 def recovered(
