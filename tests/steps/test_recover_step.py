@@ -16,8 +16,10 @@ import pytest
 import torch
 
 from scdd.config.load import load_config
+from scdd.datasets.pixel_statistics import with_statistics
 from scdd.errors import RunError
 from scdd.run import RunDirectory
+from scdd.stages.select import choose_start, read_chosen
 from scdd.steps import Context, run_recover
 from tests import tiny_run
 from tests.conftest import FinishedRun, Outcome, child_environment
@@ -166,8 +168,13 @@ def test_real_starts_are_images_of_the_class_in_the_order_of_the_rows(
     found = recovered(probed)
     train = context.dataset.train
     assert found["labels"].tolist() == [*range(10), *range(10)]
-    if start == "rded":
-        return  # Crops: what they are is tested in test_select.
+    if start == "rded":  # Crops of the images, which the stage chooses by the same teacher.
+        teacher, about = context.network("probe", "teacher.safetensors")
+        source = with_statistics(train, about["mean"], about["std"])
+        chosen = choose_start(context.cfg.recover, source, teacher, 2, context.cfg.seed, CPU)
+        truth = read_chosen(train, chosen, torch.arange(20)).numpy()
+        assert np.abs(found["images"].astype(int) - truth.astype(int)).max() <= 1
+        return
     images = train.read(torch.arange(len(train))).numpy()
     for image, label in zip(found["images"], found["labels"], strict=True):
         off = np.abs(images.astype(int) - image.astype(int)).max(axis=(1, 2, 3))
