@@ -27,5 +27,12 @@ class RelabelConfig(Section):
     """BatchNorm of the teacher while labelling: stored statistics, or those of the group."""
     group: Annotated[int, Field(ge=2)] = 25
     """Images labelled, and later trained on, together when `teacher_bn` is batch."""
-    codec: Literal["full"] = "full"
-    """How soft labels are stored; full: float16 logits."""
+    codec: Literal["full", "int8", "topk", "hard", "teacher"] = "full"
+    """How soft labels are stored. full: float16 logits; int8: 256 steps between the smallest and
+    the largest of a label; topk: the largest and one logit for all others; hard: none, views serve
+    training on class labels; teacher: none, the teacher's weights go with the file."""
+    top: PositiveInt = 10
+    """Logits of a label that topk keeps."""
+    rest_temperature: PositiveFloat = 20.0
+    """Temperature at which topk keeps the probability of all other classes together; that of
+    post-training, if one is to be chosen."""

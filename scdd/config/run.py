@@ -99,6 +99,15 @@ class RunConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _students_learn_from_labels_that_are_stored(self) -> Self:
+        if self.relabel.codec == "hard" and "soft" in self.posttrain.labels:
+            raise ValueError(
+                "relabel.codec is hard, which stores no soft labels, but posttrain.labels asks for "
+                "them; set posttrain.labels=[hard], or another codec"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _teachers_that_take_turns_exist_and_see_the_same_pixels(self) -> Self:
         ours, other = self.dataset, self.squeeze_dataset
         alike = other is None or (

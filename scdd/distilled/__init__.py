@@ -3,22 +3,26 @@
 from scdd.distilled.dataset import Batch, DistilledDataset
 from scdd.distilled.format import FORMAT_VERSION, Header
 from scdd.distilled.reader import DistilledFile, read_header, verify
-from scdd.distilled.records import ViewRecords
-from scdd.distilled.soft_labels import CODECS, Codec
+from scdd.distilled.records import ViewRecords, record_bytes
+from scdd.distilled.soft_labels import CODECS, Arrays, Codec, codec_of, make_codec
 from scdd.distilled.views import hard_label_weights, render_views, sample_views
 from scdd.distilled.writer import write_distilled
 
 __all__ = [
     "CODECS",
     "FORMAT_VERSION",
+    "Arrays",
     "Batch",
     "Codec",
     "DistilledDataset",
     "DistilledFile",
     "Header",
     "ViewRecords",
+    "codec_of",
     "hard_label_weights",
+    "make_codec",
     "read_header",
+    "record_bytes",
     "render_views",
     "sample_views",
     "verify",

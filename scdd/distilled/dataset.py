@@ -49,7 +49,8 @@ class DistilledDataset:
         images: uint8 [N, 3, S, S] on the device.
         labels: int64 [N] on the device.
         records: the views on the device, or None where there are images alone.
-        soft_label_bytes: size of the stored soft labels of these images; 0 where none serve.
+        label_bytes: size of the stored soft labels and view records of these images; 0 where no
+            soft label serves.
     """
 
     def __init__(
@@ -59,11 +60,11 @@ class DistilledDataset:
         images: Tensor,
         labels: Tensor,
         records: ViewRecords | None,
-        soft_label_bytes: int,
+        label_bytes: int,
     ) -> None:
         self.path, self.header = path, header
         self.images, self.labels, self.records = images, labels, records
-        self.soft_label_bytes = soft_label_bytes
+        self.label_bytes = label_bytes
         self._digest = header.digest
         group = None if records is None else records.parameters.get("group")
         self._group_sizes = None if group is None else group_sizes(group.cpu())
@@ -80,7 +81,8 @@ class DistilledDataset:
         with DistilledFile(path) as file:
             records = None if file.views is None else file.views.to(device)
             images, labels = file.images().to(device), file.labels().to(device)
-            return cls(Path(path), file.header, images, labels, records, file.soft_label_bytes)
+            stored = file.label_bytes if file.codec is not None else 0
+            return cls(Path(path), file.header, images, labels, records, stored)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -113,15 +115,7 @@ class DistilledDataset:
     @property
     def has_soft_labels(self) -> bool:
         """Whether `soft_labels` serves."""
-        return self.soft_label_bytes > 0
-
-    @property
-    def label_bytes(self) -> int:
-        """Bytes of soft labels and view records together, as stored; 0 without soft labels."""
-        if self.records is None or not self.has_soft_labels:
-            return 0
-        records = sum(p.numel() * p.element_size() for p in self.records.parameters.values())
-        return self.soft_label_bytes + records
+        return self.label_bytes > 0
 
     def subset(self, ipc: int) -> "DistilledDataset":
         """Keep the first `ipc` images of each class.
@@ -152,7 +146,7 @@ class DistilledDataset:
             self.images[:count],
             self.labels[:count],
             records,
-            self.soft_label_bytes * count // len(self) if closed else 0,
+            self.label_bytes * count // len(self) if closed else 0,
         )
         found._digest = self._digest
         return found

@@ -43,14 +43,14 @@ from scdd.distilled.hdf5 import (
     text_attribute,
 )
 from scdd.distilled.records import (
-    PARAMETERS,
     ViewRecords,
     operations_fault,
     parameter_names,
     record_fault,
-    stored_dtype,
+    stored_layout,
+    unpack,
 )
-from scdd.distilled.soft_labels import CODECS
+from scdd.distilled.soft_labels import CODECS, Arrays, Codec, make_codec
 from scdd.errors import FormatError
 
 SMALL_BYTES = 64 * 2**20
@@ -65,6 +65,11 @@ class DistilledFile:
     `verify`. With `contents` false only structure and header are checked: for opening again a file
     whose digest is known.
 
+    Attributes:
+        path: the file.
+        header: what the file says of itself.
+        codec: how soft labels are stored; None where there are none.
+
     Raises:
         FormatError: if the file cannot be used; from every method.
     """
@@ -73,6 +78,7 @@ class DistilledFile:
         self.path = Path(path)
         self._file = open_hdf5(self.path)
         self._datasets: dict[str, h5py.Dataset] = {}
+        self.codec: Codec | None = None
         try:
             with damage_refused(self.path):
                 self.header = self._check_structure()
@@ -104,9 +110,10 @@ class DistilledFile:
         return shapes[0][0] if shapes else 0
 
     @property
-    def soft_label_bytes(self) -> int:
-        """Bytes of all soft labels together, the view records not counted."""
-        return sum(_bytes(d) for name, d in self._datasets.items() if name.startswith(SOFT_LABELS))
+    def label_bytes(self) -> int:
+        """Bytes of all soft labels and view records together."""
+        groups = (VIEWS, SOFT_LABELS)
+        return sum(_bytes(d) for name, d in self._datasets.items() if name.startswith(groups))
 
     def images(self) -> Tensor:
         """Return all images, uint8 [N, 3, S, S]."""
@@ -126,7 +133,7 @@ class DistilledFile:
         if self.num_views == 0:
             return None
         parameters = {
-            name.removeprefix(f"{VIEWS}/"): torch.from_numpy(self._read(name))
+            name.removeprefix(f"{VIEWS}/"): self._unpacked(name)
             for name in self._datasets
             if name.startswith(VIEWS)
         }
@@ -138,21 +145,33 @@ class DistilledFile:
             refuse(self.path, f"view records: {fault}")
         return records
 
-    def logits(self, view: int) -> Tensor:
-        """Read the soft labels of one view, float32 [N, C].
+    def encoded(self, view: int, rows: np.ndarray | slice = slice(None)) -> Arrays:
+        """Read the soft labels of one view as they are stored.
+
+        Args:
+            view: which view.
+            rows: images, in ascending order and each once; every image if left out.
 
         Raises:
             ValueError: if there is no such view.
         """
         if not 0 <= view < self.num_views:
             raise ValueError(f"view {view} is not one of the {self.num_views} stored")
-        arrays = {}
+        assert self.codec is not None
         with damage_refused(self.path):
-            for name, dataset in self._datasets.items():
-                if name.startswith(SOFT_LABELS):
-                    part = torch.from_numpy(dataset[view])
-                    arrays[name.removeprefix(f"{SOFT_LABELS}/")] = part
-        logits = CODECS[self._groups[SOFT_LABELS]["codec"]].decode(arrays)
+            return {
+                name: torch.from_numpy(self._datasets[f"{SOFT_LABELS}/{name}"][view, rows])
+                for name in self.codec.layout
+            }
+
+    def logits(self, view: int, rows: np.ndarray | slice = slice(None)) -> Tensor:
+        """Read soft labels as `encoded` does and return logits float32 [N or rows, C]."""
+        assert self.codec is not None
+        encoded = self.encoded(view, rows)
+        try:
+            logits = self.codec.decode(encoded)
+        except ValueError as error:
+            refuse(self.path, f"soft labels of view {view}: {error}")
         if not torch.isfinite(logits).all():
             refuse(self.path, f"soft labels of view {view} are not finite")
         return logits
@@ -163,7 +182,7 @@ class DistilledFile:
             yield from _sentence(lambda name=name: self._check_hash(name))
         yield from _sentence(self.labels)
         yield from _sentence(lambda: self.views)
-        for view in range(self.num_views):
+        for view in range(self.num_views if self.codec is not None and self.codec.layout else 0):
             found = list(_sentence(lambda view=view: self.logits(view)))
             yield from found
             if found:
@@ -184,15 +203,18 @@ class DistilledFile:
                 refuse(path, f"{name} '{value}' is unknown here", NEWER)
         header = self._read_header()
         labelled = header.target_kind != "none"
-        check_names(root, [IMAGES, LABELS, *([VIEWS, SOFT_LABELS] if labelled else [])], path)
+        with_views = labelled or VIEWS in root
+        groups = [*([VIEWS] if with_views else []), *([SOFT_LABELS] if labelled else [])]
+        check_names(root, [IMAGES, LABELS, *groups], path)
         if isinstance(root[IMAGES], h5py.Dataset) and root[IMAGES].dtype == np.float16:
             refuse(path, "images of float16 (pixel_space 'normalized') are unknown here", NEWER)
         count, size = header.count, header.image_size
         self._add(root, IMAGES, "|u1", (count, 3, size, size))
         self._add(root, LABELS, "<i4", (count,))
         self._groups: dict[str, dict[str, Any]] = {}
-        if labelled:
+        if with_views:
             self._check_views(count)
+        if labelled:
             self._check_soft_labels(count, header.target_dim)
         hashes = {name: text_attribute(d, "sha256", path) for name, d in self._datasets.items()}
         if header.digest != header_digest(header, self._groups, hashes):
@@ -228,8 +250,8 @@ class DistilledFile:
         check_names(group, names, path)
         views = None
         for name in sorted(names):
-            dtype, tail = PARAMETERS[name]
-            views = self._add(group, name, stored_dtype(dtype), (views, count, *tail)).shape[0]
+            dtype, tail = stored_layout(name, count)
+            views = self._add(group, name, dtype, (views, *tail)).shape[0]
         self._groups[VIEWS] = {"ops": ops, "padding": padding}
 
     def _check_soft_labels(self, count: int, classes: int) -> None:
@@ -237,11 +259,15 @@ class DistilledFile:
         codec = text_attribute(group, "codec", path)
         if codec not in CODECS:
             refuse(path, f"codec '{codec}' is unknown here", NEWER)
-        layout = CODECS[codec].layout(classes)
-        check_names(group, layout, path)
-        for name, (kind, tail) in layout.items():
+        found = {name: attribute(group, name, path) for name in group.attrs if name != "codec"}
+        try:
+            self.codec = make_codec(codec, classes, found)
+        except ValueError as error:
+            refuse(path, f"soft labels: {error}")
+        check_names(group, self.codec.layout, path)
+        for name, (kind, tail) in self.codec.layout.items():
             self._add(group, name, kind, (self.num_views, count, *tail))
-        self._groups[SOFT_LABELS] = {"codec": codec}
+        self._groups[SOFT_LABELS] = {"codec": codec, **found}
 
     def _add(
         self, group: h5py.Group, name: str, dtype: str, shape: tuple[int | None, ...]
@@ -268,6 +294,9 @@ class DistilledFile:
             wanted = text_attribute(dataset, "sha256", self.path)
         if total.hexdigest() != wanted:
             refuse(self.path, f"'{name}' does not match its sha256")
+
+    def _unpacked(self, name: str) -> Tensor:
+        return unpack(name.removeprefix(f"{VIEWS}/"), self._read(name), self.header.count)
 
     def _read(self, name: str) -> np.ndarray:
         with damage_refused(self.path):

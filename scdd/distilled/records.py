@@ -1,6 +1,7 @@
 """View records: the parameters of every stored view, and what makes them fit to be replayed."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,6 +27,9 @@ OPERATIONS: dict[str, tuple[str, ...]] = {
 """Operation: its parameters. The keys stand in the order in which operations are applied."""
 
 MIXES = ("mixup", "cutmix")
+
+LAMBDA_STEPS = 2**16 - 1
+"""Weights of mixup are multiples of 1 / this, so that they fit in 16 bits."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,9 +126,45 @@ def parameter_names(ops: Sequence[str], grouped: bool) -> list[str]:
     return [*names, "group"] if grouped else names
 
 
-def stored_dtype(dtype: torch.dtype) -> str:
-    """The numpy name of a dtype as it lies in a file, little-endian."""
-    return np.dtype(str(dtype).removeprefix("torch.")).newbyteorder("<").str
+def stored_layout(name: str, count: int) -> tuple[str, tuple[int, ...]]:
+    """Numpy dtype and shape after the axis [V] in which a parameter of `count` images is stored."""
+    dtype, tail = PARAMETERS[name]
+    if name == "flip":
+        return "|u1", (-(-count // 8),)
+    if name == "lambda":
+        return "<u2", (count,)
+    if name in ("partner", "group") and count <= 2**16:
+        return "<u2", (count,)
+    return np.dtype(str(dtype).removeprefix("torch.")).newbyteorder("<").str, (count, *tail)
+
+
+def pack(name: str, values: Tensor) -> np.ndarray:
+    """A parameter [V, N, ...] as it is stored: flips as bits, images in 16 bits where they fit."""
+    array = values.cpu().numpy()
+    if name == "flip":
+        return np.packbits(array, axis=1, bitorder="little")
+    if name == "lambda":
+        array = np.rint(array * LAMBDA_STEPS)
+    return array.astype(stored_layout(name, values.shape[1])[0])
+
+
+def unpack(name: str, stored: np.ndarray, count: int) -> Tensor:
+    """The parameter [V, N, ...] that `pack` was given."""
+    if name == "flip":
+        return torch.from_numpy(np.unpackbits(stored, axis=1, count=count, bitorder="little"))
+    values = torch.from_numpy(stored.astype(np.float32 if name == "lambda" else np.int32))
+    return values / LAMBDA_STEPS if name == "lambda" else values.to(PARAMETERS[name][0])
+
+
+def round_lambda(values: Tensor) -> Tensor:
+    """The nearest weights float32 that can be stored."""
+    return (values * LAMBDA_STEPS).round() / LAMBDA_STEPS
+
+
+def record_bytes(names: Iterable[str], count: int) -> int:
+    """Stored bytes of one view of `count` images."""
+    layouts = [stored_layout(name, count) for name in names]
+    return sum(np.dtype(kind).itemsize * math.prod(shape) for kind, shape in layouts)
 
 
 def group_sizes(group: Tensor) -> list[int] | None:
@@ -141,7 +181,8 @@ def group_sizes(group: Tensor) -> list[int] | None:
 
 def _in_range(name: str, values: Tensor, padding: int, count: int, size: int) -> bool:
     if name == "lambda":
-        return bool(((values >= 0) & (values <= 1)).all())  # false for NaN
+        # False for NaN.
+        return bool(((values >= 0) & (values <= 1) & (values == round_lambda(values))).all())
     if name == "flip":
         return bool((values <= 1).all())
     if name in ("partner", "group"):

@@ -1,41 +1,174 @@
 """How soft labels are stored: one codec per name, from float32 logits to datasets and back."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from scdd.errors import RunError
+from scdd.config.relabel import RelabelConfig
+from scdd.errors import ConfigError, RunError
 
 FLOAT16_MAX = torch.finfo(torch.float16).max
 
-Layout = dict[str, tuple[str, tuple[int, ...]]]
-"""Dataset name: (numpy dtype, shape of one label)."""
+Arrays = dict[str, Tensor]
+"""One tensor [..., *shape] per dataset of a codec."""
 
 
 @dataclass(frozen=True)
 class Codec:
     """What is stored per label, and the two directions."""
 
-    layout: Callable[[int], Layout]
-    """From the number of classes to the datasets, each of shape [V, N, *shape]."""
-    encode: Callable[[Tensor], dict[str, Tensor]]
-    """From logits float32 [..., C] to one tensor per dataset."""
-    decode: Callable[[dict[str, Tensor]], Tensor]
-    """From one tensor per dataset to logits float32 [..., C]."""
+    name: str
+    layout: dict[str, tuple[str, tuple[int, ...]]]
+    """Dataset: (numpy dtype, shape of one label), to be stored as [V, N, *shape]."""
+    encode: Callable[[Tensor], Arrays]
+    """From logits float32 [..., C]; raises RunError if one cannot be stored."""
+    decode: Callable[[Arrays], Tensor]
+    """To logits float32 [..., C]; raises ValueError if what is stored makes no sense."""
+    attributes: dict[str, int] = field(default_factory=dict)
+    """What the file says of the codec besides its name."""
+
+    @property
+    def bytes_a_label(self) -> int:
+        """Bytes of one soft label."""
+        return sum(np.dtype(kind).itemsize * math.prod(s) for kind, s in self.layout.values())
 
 
-def _full_layout(classes: int) -> Layout:
-    return {"logits": ("<f2", (classes,))}
+def full(classes: int) -> Codec:
+    """Logits as float16."""
+
+    def encode(logits: Tensor) -> Arrays:
+        _check_storable(logits, "full")
+        return {"logits": logits.to(torch.float16)}
+
+    return Codec(
+        "full", {"logits": ("<f2", (classes,))}, encode, lambda arrays: arrays["logits"].float()
+    )
 
 
-def _encode_full(logits: Tensor) -> dict[str, Tensor]:
-    """Round to float16.
+def int8(classes: int) -> Codec:
+    """Logits in 256 equal steps between the smallest and the largest of each label.
+
+    No logit moves by more than half a step, 1/510 of its label's range, and the rounding of `low`
+    to float16.
+    """
+
+    def encode(logits: Tensor) -> Arrays:
+        _check_storable(logits, "int8")
+        low = logits.amin(-1, keepdim=True).to(torch.float16)
+        above = (logits - low.float()).clamp(min=0)
+        extent = above.amax(-1, keepdim=True)
+        step = (extent / 255).to(torch.float16)
+        # Rounded down, the steps would end below the largest logit.
+        step = torch.where(255 * step.float() < extent, _next_float16(step), step)
+        count = (above / step.float().clamp(min=1e-30)).round()
+        return {"steps": count.to(torch.uint8), "low": low[..., 0], "step": step[..., 0]}
+
+    def decode(arrays: Arrays) -> Tensor:
+        low, step = arrays["low"].float(), arrays["step"].float()
+        return low[..., None] + step[..., None] * arrays["steps"].float()
+
+    layout = {"steps": ("|u1", (classes,)), "low": ("<f2", ()), "step": ("<f2", ())}
+    return Codec("int8", layout, encode, decode)
+
+
+def topk(classes: int, top: int, temperature: float = 1.0) -> Codec:
+    """The `top` largest logits with their classes, and one logit for all others.
+
+    That one gives the others, together, the probability that they have at `temperature`; at other
+    temperatures it is an approximation.
 
     Raises:
-        RunError: if a logit is not finite or too large for float16.
+        ValueError: if `top` is not in 1 .. C - 1.
     """
+    if not 1 <= top < classes:
+        raise ValueError(f"top is {top}, not in 1 .. {classes - 1}")
+    index = _index_dtype(classes)
+
+    def encode(logits: Tensor) -> Arrays:
+        _check_storable(logits, "topk")
+        values, order = logits.topk(top, dim=-1)
+        others = logits.scatter(-1, order, -torch.inf) / temperature
+        rest = temperature * (others.logsumexp(-1) - math.log(classes - top))
+        return {
+            "classes": order.to(index),
+            "values": values.to(torch.float16),
+            "rest": rest.to(torch.float16),
+        }
+
+    def decode(arrays: Arrays) -> Tensor:
+        order = arrays["classes"].long()
+        if (order >= classes).any():
+            raise ValueError("a class is named that does not exist")
+        rest = arrays["rest"].float()[..., None].expand(*arrays["rest"].shape, classes)
+        return rest.scatter(-1, order, arrays["values"].float())
+
+    layout = {
+        "classes": (np.dtype(str(index).removeprefix("torch.")).newbyteorder("<").str, (top,)),
+        "values": ("<f2", (top,)),
+        "rest": ("<f2", ()),
+    }
+    return Codec("topk", layout, encode, decode, {"top": top})
+
+
+def teacher(classes: int) -> Codec:
+    """No labels at all: who has the teacher's weights computes them on the stored views."""
+
+    def decode(arrays: Arrays) -> Tensor:
+        raise ValueError("labels that the teacher is to compute cannot be read")
+
+    return Codec("teacher", {}, lambda logits: {}, decode)
+
+
+CODECS = ("full", "int8", "topk", "teacher")
+
+
+def make_codec(
+    name: str, classes: int, attributes: Mapping[str, object] | None = None, temperature: float = 1
+) -> Codec:
+    """Return the codec of a name for a number of classes.
+
+    Args:
+        attributes: what the file says of it: `top` of topk.
+        temperature: of topk, when encoding.
+
+    Raises:
+        ValueError: if there is no such codec, or the attributes do not fit it.
+    """
+    found = dict(attributes or {})
+    if name == "topk":
+        top = found.pop("top", None)
+        if type(top) is not int:
+            raise ValueError(f"top of codec 'topk' is {top}, not a number")
+        codec = topk(classes, top, temperature)
+    elif name in CODECS:
+        codec = {"full": full, "int8": int8, "teacher": teacher}[name](classes)
+    else:
+        raise ValueError(f"codec '{name}' is unknown; known: {', '.join(CODECS)}")
+    if found:
+        raise ValueError(f"codec '{name}' has no {', '.join(found)}")
+    return codec
+
+
+def codec_of(cfg: RelabelConfig, classes: int) -> Codec | None:
+    """Return the codec that a configuration asks for; None for `hard`.
+
+    Raises:
+        ConfigError: if there are too few classes for it.
+    """
+    if cfg.codec == "hard":
+        return None
+    attributes = {"top": cfg.top} if cfg.codec == "topk" else {}
+    try:
+        return make_codec(cfg.codec, classes, attributes, cfg.rest_temperature)
+    except ValueError as error:
+        raise ConfigError(f"relabel.{error}; change it, or relabel.codec") from error
+
+
+def _check_storable(logits: Tensor, codec: str) -> None:
     if not torch.isfinite(logits).all():
         raise RunError(
             "the teacher's logits are not finite, so the teacher has diverged; train it again "
@@ -44,14 +177,18 @@ def _encode_full(logits: Tensor) -> dict[str, Tensor]:
     largest = logits.abs().max().item() if logits.numel() else 0.0
     if largest > FLOAT16_MAX:
         raise RunError(
-            f"the teacher's logits reach {largest:.4g}, but codec 'full' (float16) ends at "
+            f"the teacher's logits reach {largest:.4g}, but codec '{codec}' (float16) ends at "
             f"{FLOAT16_MAX:.0f}; train the teacher again with a lower learning rate"
         )
-    return {"logits": logits.to(torch.float16)}
 
 
-def _decode_full(arrays: dict[str, Tensor]) -> Tensor:
-    return arrays["logits"].float()
+def _next_float16(values: Tensor) -> Tensor:
+    """The next larger float16 of values that are not negative."""
+    return (values.view(torch.int16) + 1).view(torch.float16)
 
 
-CODECS: dict[str, Codec] = {"full": Codec(_full_layout, _encode_full, _decode_full)}
+def _index_dtype(classes: int) -> torch.dtype:
+    """The smallest dtype that numbers all classes."""
+    if classes <= 2**8:
+        return torch.uint8
+    return torch.uint16 if classes <= 2**16 else torch.int32

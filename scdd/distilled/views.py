@@ -8,7 +8,7 @@ from torch import Tensor
 
 from scdd.augment import chance, random_resized_boxes, resized_crop
 from scdd.config.relabel import RelabelConfig
-from scdd.distilled.records import PARAMETERS, ViewRecords
+from scdd.distilled.records import PARAMETERS, ViewRecords, round_lambda
 from scdd.seeding import generator
 
 __all__ = ["ViewRecords", "hard_label_weights", "render_views", "sample_views"]
@@ -113,7 +113,7 @@ def _sample_view(
     record["partner"] = _random_partners(group, draw)
     own_share = _beta(count, cfg.mix_alpha, draw)
     if cfg.mix == "mixup":
-        record["lambda"] = own_share.float()
+        record["lambda"] = round_lambda(own_share.float())
     else:
         record["box"] = _random_boxes(own_share, size, draw)
     return record

@@ -28,16 +28,19 @@ from scdd.distilled.format import (
     header_digest,
     label_fault,
 )
-from scdd.distilled.records import PARAMETERS, ViewRecords, record_fault, stored_dtype
-from scdd.distilled.soft_labels import CODECS
+from scdd.distilled.records import ViewRecords, pack, record_fault, stored_layout
+from scdd.distilled.soft_labels import Arrays, Codec
 from scdd.files import replacing
 
 # "latest" follows the HDF5 that happens to be installed, and what 2.0 writes 1.14 cannot read;
 # 1.10 has all we want of it, checksums on the metadata.
 LIBRARY_VERSIONS = ("v110", "v110")
 CHUNK_BYTES = 2**20
+LABEL_CHUNK = 2**15
+"""Soft labels are read whole views at a time, and some rows of one in any order."""
 
-Block = tuple[ViewRecords, Tensor]
+Block = tuple[ViewRecords, Arrays]
+"""Records of v views and their soft labels as the codec has encoded them, [v, N, ...]."""
 
 
 def write_distilled(
@@ -47,7 +50,7 @@ def write_distilled(
     labels: Tensor | np.ndarray,
     blocks: Iterable[Block] | None = None,
     views: int = 0,
-    codec: str = "full",
+    codec: Codec | None = None,
 ) -> str:
     """Write a distilled file and return its digest; a file of that name is replaced at the end.
 
@@ -56,19 +59,17 @@ def write_distilled(
         header: what it says of itself; `digest` is ignored.
         images: uint8 [N, 3, S, S].
         labels: integers [N]; -1 is none.
-        blocks: (records of v views, their logits float32 [v, N, C]), in order; drawn one at a
-            time. None: images and labels alone (`target_kind` none).
+        blocks: the views in order; drawn one at a time. None: images and labels alone.
         views: number of views V in all blocks together.
-        codec: how soft labels are stored, a key of CODECS.
+        codec: how soft labels are stored; None: not at all (`target_kind` none), which leaves
+            views for class labels where there are blocks.
 
     Raises:
         ValueError: if the parts do not fit each other.
-        RunError: if the disk is full, or a logit cannot be stored.
+        RunError: if the disk is full.
     """
-    if (blocks is None) != (header.target_kind == "none"):
-        raise ValueError(f"target_kind '{header.target_kind}' does not fit the blocks given")
-    if codec not in CODECS:
-        raise ValueError(f"codec '{codec}' is unknown; known: {', '.join(CODECS)}")
+    if (codec is None) != (header.target_kind == "none") or (codec is not None and blocks is None):
+        raise ValueError(f"target_kind '{header.target_kind}' does not fit the blocks or the codec")
     pixels, classes = _checked_images(images, header), _checked_labels(labels, header)
     if not header.created:
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
@@ -159,14 +160,14 @@ class _Stream:
         name: str,
         shape: tuple[int, ...],
         dtype: str,
-        rows: int | None = None,
+        chunk_bytes: int = CHUNK_BYTES,
     ) -> None:
         item = math.prod(shape[1:]) * np.dtype(dtype).itemsize
-        self.rows = rows or max(1, min(shape[0], CHUNK_BYTES // item))
+        self.rows = max(1, min(shape[0], chunk_bytes // item))
         chunks = (self.rows, *shape[1:])
-        if item > CHUNK_BYTES:
-            second = max(1, shape[1] * CHUNK_BYTES // item)
-            chunks = (self.rows, second, *shape[2:])
+        if item > chunk_bytes:
+            second = max(1, shape[1] * chunk_bytes // item)
+            chunks = (1, second, *shape[2:])
         self._dataset = group.create_dataset(
             name, shape=shape, dtype=dtype, chunks=chunks, fletcher32=True
         )
@@ -205,56 +206,75 @@ def _write_blocks(
     header: Header,
     blocks: Iterable[Block],
     views: int,
-    codec: str,
+    codec: Codec | None,
     streams: list[_Stream],
 ) -> dict[str, dict[str, object]]:
     """Write views and soft labels; add their streams and return the attributes of the groups."""
     count = header.count
-    view_group, label_group = file.create_group(VIEWS), file.create_group(SOFT_LABELS)
-    first: ViewRecords | None = None
+    view_group = file.create_group(VIEWS)
     parameters: dict[str, _Stream] = {}
     labels: dict[str, _Stream] = {}
+    if codec is not None:
+        label_group = file.create_group(SOFT_LABELS)
+        for name, (kind, tail) in codec.layout.items():
+            labels[name] = _Stream(label_group, name, (views, count, *tail), kind, LABEL_CHUNK)
+    first: ViewRecords | None = None
     done = 0
-    for records, logits in blocks:
+    for records, encoded in blocks:
         if first is None:
             first = records
             for name in sorted(records.parameters):
-                dtype, tail = PARAMETERS[name]
-                shape = (views, count, *tail)
-                parameters[name] = _Stream(view_group, name, shape, stored_dtype(dtype))
-            for name, (kind, tail) in CODECS[codec].layout(header.target_dim).items():
-                labels[name] = _Stream(label_group, name, (views, count, *tail), kind, rows=1)
-        _check_block(records, logits, first, header)
-        done += len(logits)
+                kind, tail = stored_layout(name, count)
+                parameters[name] = _Stream(view_group, name, (views, *tail), kind)
+        _check_block(records, encoded, first, header, codec)
+        done += records.count()
         if done > views:
             raise ValueError(f"there are more than the {views} views announced")
         for name, values in records.parameters.items():
-            parameters[name].append(values.cpu().numpy())
-        for name, values in CODECS[codec].encode(logits.float()).items():
+            parameters[name].append(pack(name, values))
+        for name, values in encoded.items():
             labels[name].append(values.cpu().numpy())
         sink.check()
     if first is None or done < views:
         raise ValueError(f"there are {done} of the {views} views announced")
+    groups: dict[str, dict[str, object]] = {
+        VIEWS: {"ops": list(first.ops), "padding": first.padding}
+    }
     _set_text(view_group, "ops", json.dumps(list(first.ops)))
     view_group.attrs["padding"] = first.padding
-    _set_text(label_group, "codec", codec)
+    if codec is not None:
+        groups[SOFT_LABELS] = {"codec": codec.name, **codec.attributes}
+        _set_text(label_group, "codec", codec.name)
+        for name, value in codec.attributes.items():
+            label_group.attrs[name] = value
     streams += [*parameters.values(), *labels.values()]
-    return {
-        VIEWS: {"ops": list(first.ops), "padding": first.padding},
-        SOFT_LABELS: {"codec": codec},
-    }
+    return groups
 
 
-def _check_block(records: ViewRecords, logits: Tensor, first: ViewRecords, header: Header) -> None:
+def _check_block(
+    records: ViewRecords,
+    encoded: Arrays,
+    first: ViewRecords,
+    header: Header,
+    codec: Codec | None,
+) -> None:
     fault = record_fault(records, header.count, header.image_size)
     if fault is not None:
         raise ValueError(f"view records: {fault}")
     same = (records.ops, records.padding) == (first.ops, first.padding)
     if not same or set(records.parameters) != set(first.parameters):
         raise ValueError("blocks differ in operations, padding or parameters")
-    wanted = (records.count(), header.count, header.target_dim)
-    if tuple(logits.shape) != wanted:
-        raise ValueError(f"logits have shape {list(logits.shape)}, not {list(wanted)}")
+    layout = codec.layout if codec is not None else {}
+    if set(encoded) != set(layout):
+        raise ValueError(f"soft labels hold {sorted(encoded)}, not {sorted(layout)}")
+    for name, (kind, tail) in layout.items():
+        wanted = (records.count(), header.count, *tail)
+        values = encoded[name]
+        if tuple(values.shape) != wanted or values.numpy(force=True).dtype != np.dtype(kind):
+            raise ValueError(
+                f"{name} of the soft labels is {values.dtype} {list(values.shape)}, not "
+                f"{np.dtype(kind)} {list(wanted)}"
+            )
 
 
 def _checked_images(images: Tensor | np.ndarray, header: Header) -> np.ndarray:

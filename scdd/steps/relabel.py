@@ -6,7 +6,7 @@ from pathlib import Path
 from torch import Tensor
 
 from scdd.checkpoint import load_weights, save_weights
-from scdd.distilled import DistilledDataset, ViewRecords, write_distilled
+from scdd.distilled import Arrays, DistilledDataset, ViewRecords, codec_of, write_distilled
 from scdd.progress import Bar, say
 from scdd.stages.relabel import relabel
 from scdd.stages.select import random_real
@@ -15,6 +15,8 @@ from scdd.steps.shards import finished, remove_shards
 from scdd.tables import size
 
 IMAGES_PER_SHARD = 20_000
+LABELS = "labels"
+"""Before the names of encoded labels in a shard; parameters of the views have none."""
 
 
 def run_relabel(context: Context, step: str) -> tuple[str, ...]:
@@ -40,8 +42,9 @@ def _label(
     """Label stored views shard by shard, then write the distilled file from the shards."""
     cfg = context.cfg.relabel
     teacher, about = context.network("probe", "teacher.safetensors")
-    classes = len(about["classes"])
-    say(f"  soft labels: {size(2 * cfg.views * len(images) * classes)} ({cfg.codec})")
+    codec = codec_of(cfg, len(about["classes"]))
+    bytes_a_label = codec.bytes_a_label if codec is not None else 0
+    say(f"  soft labels: {size(bytes_a_label * cfg.views * len(images))} ({cfg.codec})")
     target, shards = context.run.folder(step) / file, context.run.folder(step) / "shards"
     stride = max(1, IMAGES_PER_SHARD // len(images))
     ranges = [(first, min(first + stride, cfg.views)) for first in range(0, cfg.views, stride)]
@@ -61,20 +64,23 @@ def _label(
                     last,
                     context.device,
                 )
-                tensors = {"logits": logits, **records.parameters}
-                save_weights(shard, tensors, {"ops": records.ops, "padding": records.padding})
+                encoded = codec.encode(logits) if codec is not None else {}
+                tensors = {f"{LABELS}.{name}": values for name, values in encoded.items()}
+                about_views = {"ops": records.ops, "padding": records.padding}
+                save_weights(shard, tensors | records.parameters, about_views)
             bar.advance(last - first)
     context.world.barrier()
     if context.world.leads and not target.exists():
-        header = header_of(context, about, "logits", method)
-        write_distilled(target, header, images, labels.int(), _blocks(shards), cfg.views)
+        header = header_of(context, about, "none" if codec is None else "logits", method)
+        write_distilled(target, header, images, labels.int(), _blocks(shards), cfg.views, codec)
     if context.world.leads:
         remove_shards(shards)
     return (file,)
 
 
-def _blocks(shards: Path) -> Iterator[tuple[ViewRecords, Tensor]]:
+def _blocks(shards: Path) -> Iterator[tuple[ViewRecords, Arrays]]:
     for path in finished(shards):
         tensors, about = load_weights(path)
-        logits = tensors.pop("logits")
-        yield ViewRecords(tuple(about["ops"]), tensors, about["padding"]), logits
+        names = [name for name in tensors if name.startswith(f"{LABELS}.")]
+        encoded = {name.removeprefix(f"{LABELS}."): tensors.pop(name) for name in names}
+        yield ViewRecords(tuple(about["ops"]), tensors, about["padding"]), encoded

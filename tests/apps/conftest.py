@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from scdd.config.relabel import RelabelConfig
-from scdd.distilled import Header, write_distilled
+from scdd.distilled import Header, make_codec, write_distilled
 from scdd.models import create_model
 from scdd.stages.relabel import relabel
 from tests.conftest import Outcome
@@ -58,8 +58,9 @@ def write_file(
     cfg = RelabelConfig(teacher_bn="batch", group=group) if group else RelabelConfig()
     torch.manual_seed(seed)
     teacher = create_model("resnet8", len(classes), size)
-    block = relabel(cfg, teacher, images, MEAN, STD, seed, 0, views, torch.device("cpu"))
-    write_distilled(path, header, images, labels, [block], views)
+    records, logits = relabel(cfg, teacher, images, MEAN, STD, seed, 0, views, torch.device("cpu"))
+    codec = make_codec("full", len(classes))
+    write_distilled(path, header, images, labels, [(records, codec.encode(logits))], views, codec)
     return path
 
 

@@ -10,7 +10,15 @@ import torch
 from torch import Tensor
 
 from scdd.config.relabel import RelabelConfig
-from scdd.distilled import Header, ViewRecords, sample_views, write_distilled
+from scdd.distilled import (
+    Arrays,
+    Codec,
+    Header,
+    ViewRecords,
+    make_codec,
+    sample_views,
+    write_distilled,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,18 +30,22 @@ class Content:
     labels: Tensor
     records: ViewRecords | None
     logits: Tensor | None
+    codec: Codec | None
 
     def write(self, path: Path, block: int = 2) -> str:
         """Write all of it, `block` views at a time; return the digest."""
         views = 0 if self.records is None else self.records.count()
         blocks = None if self.records is None else self.blocks(block)
-        return write_distilled(path, self.header, self.images, self.labels, blocks, views)
+        return write_distilled(
+            path, self.header, self.images, self.labels, blocks, views, self.codec
+        )
 
-    def blocks(self, block: int) -> Iterator[tuple[ViewRecords, Tensor]]:
+    def blocks(self, block: int) -> Iterator[tuple[ViewRecords, Arrays]]:
         assert self.records is not None and self.logits is not None
+        encode = self.codec.encode if self.codec is not None else lambda logits: {}
         for first in range(0, len(self.logits), block):
             last = min(first + block, len(self.logits))
-            yield self.records.slice(first, last), self.logits[first:last]
+            yield self.records.slice(first, last), encode(self.logits[first:last])
 
 
 def make_content(
@@ -44,14 +56,19 @@ def make_content(
     size: int = 8,
     seed: int = 0,
     about: dict[str, Any] | None = None,
+    codec: str = "full",
+    **attributes: int,
 ) -> Content:
-    """Random images, labels and logits; `cfg` None: images alone; ipc None: 5 unlabelled images."""
+    """Random images, labels and logits; `cfg` None: images alone; ipc None: 5 unlabelled images.
+
+    `codec` hard: views without soft labels.
+    """
     draw = torch.Generator().manual_seed(seed)
     count = classes * ipc if ipc is not None else 5
     labels = torch.arange(count) % classes if ipc is not None else torch.full((count,), -1)
     header = Header(
-        target_kind="none" if cfg is None else "logits",
-        target_dim=0 if cfg is None else classes,
+        target_kind="none" if cfg is None or codec == "hard" else "logits",
+        target_dim=0 if cfg is None or codec == "hard" else classes,
         method="scdd",
         recipe="custom",
         image_size=size,
@@ -74,10 +91,11 @@ def make_content(
     )
     images = torch.randint(256, (count, 3, size, size), generator=draw, dtype=torch.uint8)
     if cfg is None:
-        return Content(header, images, labels, None, None)
+        return Content(header, images, labels, None, None, None)
     records = sample_views(cfg, count, size, seed, 0, views)
     logits = 10 * torch.randn(views, count, classes, generator=draw)
-    return Content(header, images, labels, records, logits)
+    stored = None if codec == "hard" else make_codec(codec, classes, attributes)
+    return Content(header, images, labels, records, logits, stored)
 
 
 @pytest.fixture(scope="session")

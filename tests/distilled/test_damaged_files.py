@@ -114,14 +114,14 @@ def test_verify_names_every_fault_once(file: Path):
     with h5py.File(file, "r+") as root:
         root["labels"][0] = 7
         root["soft_labels/logits"][1, 2, 0] = float("nan")
-        root["views/lambda"][0, 0] = 1.5
+        root["views/partner"][0, 0] = 60
     faults = verify(file)
     assert faults == [
         "'labels' does not match its sha256",
-        "'views/lambda' does not match its sha256",
+        "'views/partner' does not match its sha256",
         "'soft_labels/logits' does not match its sha256",
         "labels lie in 0 .. 7, not in -1 .. 2",
-        "view records: lambda holds a value outside its range",
+        "view records: partner holds a value outside its range",
         "soft labels of view 1 are not finite",
     ]
 

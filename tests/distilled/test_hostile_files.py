@@ -89,8 +89,16 @@ CASES: dict[str, tuple[Change, str]] = {
         "operations .* are unknown",
     ),
     "unknown codec": (
+        attribute("codec", "int3", "soft_labels"),
+        "codec 'int3' is unknown here; it needs a newer scdd",
+    ),
+    "codec without what it needs": (
         attribute("codec", "topk", "soft_labels"),
-        "codec 'topk' is unknown here; it needs a newer scdd",
+        "top of codec 'topk' is None, not a number",
+    ),
+    "codec with an attribute of another": (
+        attribute("top", 2, "soft_labels"),
+        "codec 'full' has no top",
     ),
     "soft link": (linked("labels", h5py.SoftLink("/kept")), "unknown|link"),
     "external link": (linked("labels", h5py.ExternalLink("other.h5", "/labels")), "unknown|link"),

@@ -17,7 +17,7 @@ WRITE = """
 import resource, sys, time
 import torch
 from scdd.config.relabel import RelabelConfig
-from scdd.distilled import Header, sample_views, write_distilled
+from scdd.distilled import Header, make_codec, sample_views, write_distilled
 from scdd.errors import RunError
 
 path, views, pause, limit = sys.argv[1], int(sys.argv[2]), float(sys.argv[3]), int(sys.argv[4])
@@ -25,18 +25,20 @@ header = Header(target_kind="logits", target_dim=50, method="scdd", recipe="cust
     class_names=tuple(map(str, range(50))), mean=(0, 0, 0), std=(1, 1, 1), image_size=8, ipc=4,
     seed=0)
 
+codec = make_codec("full", 50)
+
 def blocks():
     for view in range(views):
         print("block", flush=True)
         time.sleep(pause)
         records = sample_views(RelabelConfig(), 200, 8, 0, view, view + 1)
-        yield records, torch.full((1, 200, 50), float(view))
+        yield records, codec.encode(torch.full((1, 200, 50), float(view)))
 
 if limit:
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 try:
     write_distilled(path, header, torch.zeros(200, 3, 8, 8, dtype=torch.uint8),
-                    torch.arange(200) % 50, blocks(), views)
+                    torch.arange(200) % 50, blocks(), views, codec)
 except RunError as error:
     sys.exit(str(error))
 except KeyboardInterrupt:

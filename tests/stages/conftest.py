@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from scdd.config.relabel import RelabelConfig
 from scdd.datasets import ResidentSource
-from scdd.distilled import DistilledDataset, Header, write_distilled
+from scdd.distilled import DistilledDataset, Header, make_codec, write_distilled
 from scdd.models import create_model
 from scdd.stages.relabel import relabel
 
@@ -83,7 +83,9 @@ def make_distilled(
             seed=0,
         )
         path = tmp_path / "distilled.h5"
-        write_distilled(path, header, images, labels.int(), [(records, scale * logits)], cfg.views)
+        codec = make_codec("full", CLASSES)
+        block = records, codec.encode(scale * logits)
+        write_distilled(path, header, images, labels.int(), [block], cfg.views, codec)
         return DistilledDataset.open(path)
 
     return make
