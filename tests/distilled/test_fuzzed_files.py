@@ -1,0 +1,160 @@
+"""Mutated files, read by another process: no crash, no hang, and verified means unchanged."""
+
+import json
+import random
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from scdd.config.relabel import RelabelConfig
+
+ROOT = Path(__file__).resolve().parents[2]
+SECONDS_A_FILE = 20
+
+# Prints a line per file: its number, whether verify is content, and a digest of all it says, or the
+# sentence of the refusal. What is not a FormatError ends the process.
+READ = """
+import hashlib, signal, sys
+from pathlib import Path
+from scdd.distilled import DistilledDataset, DistilledFile, verify
+from scdd.errors import FormatError
+import json, torch
+
+for path in map(Path, sys.argv[2:]):
+    signal.alarm(int(sys.argv[1]))
+    verified = not verify(path)
+    try:
+        said = hashlib.sha256()
+        with DistilledFile(path) as file:
+            said.update(repr(file.header).encode())
+            tensors = [file.images(), file.labels()]
+            if file.views is not None:
+                said.update(repr((file.views.ops, file.views.padding)).encode())
+                tensors += [file.views.parameters[name] for name in sorted(file.views.parameters)]
+            if file.codec is not None:
+                said.update(repr((file.codec.name, file.codec.attributes)).encode())
+                if file.codec.layout:
+                    tensors += [file.logits(view) for view in range(file.num_views)]
+        for tensor in tensors:
+            said.update(tensor.numpy().tobytes())
+        data = DistilledDataset.open(path)
+        batch = max(data._group_sizes or [2])
+        for _ in data.epoch(0, batch, torch.Generator()):
+            pass
+        found = said.hexdigest()
+    except FormatError as error:
+        found = str(error)
+    print(json.dumps([path.name, verified, found]), flush=True)
+"""
+
+
+def read(paths: list[Path]) -> dict[str, tuple[bool, str]]:
+    """What another process reads of each file."""
+    done = subprocess.run(
+        [sys.executable, "-c", READ, str(SECONDS_A_FILE), *map(str, paths)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    last = paths[len(lines)].name if len(lines) < len(paths) else "none"
+    assert done.returncode == 0, f"ended by {done.returncode} at {last}: {done.stderr[-2000:]}"
+    return {name: (verified, found) for name, verified, found in lines}
+
+
+def overwrite(data: bytearray, draw: random.Random) -> None:
+    """A run of bytes becomes noise, zeros or ones."""
+    at, length = draw.randrange(len(data)), draw.choice([1, 2, 4, 8, 64, 512])
+    end = min(at + length, len(data))
+    data[at:end] = draw.choice([draw.randbytes(end - at), bytes(end - at), b"\xff" * (end - at)])
+
+
+def copy_over(data: bytearray, draw: random.Random) -> None:
+    """A piece is written over another place, as a lost or doubled disk block would be."""
+    length = draw.choice([8, 64, 512, 4096])
+    source, target = draw.randrange(len(data)), draw.randrange(len(data))
+    piece = data[source : source + min(length, len(data) - target)]
+    data[target : target + len(piece)] = piece
+
+
+def insert(data: bytearray, draw: random.Random) -> None:
+    at = draw.randrange(len(data))
+    data[at:at] = draw.randbytes(draw.choice([1, 8, 100]))
+
+
+def remove(data: bytearray, draw: random.Random) -> None:
+    at = draw.randrange(len(data))
+    del data[at : at + draw.choice([1, 8, 100])]
+
+
+def cut(data: bytearray, draw: random.Random) -> None:
+    del data[draw.randrange(len(data)) :]
+
+
+def flip_bits(data: bytearray, draw: random.Random) -> None:
+    for _ in range(draw.choice([1, 2, 10])):
+        data[draw.randrange(len(data))] ^= 1 << draw.randrange(8)
+
+
+def enlarge_a_number(data: bytearray, draw: random.Random) -> None:
+    """Eight bytes become a size that nobody has memory for."""
+    at = draw.randrange(len(data) - 8)
+    data[at : at + 8] = draw.choice([2**31, 2**40, 2**62, 2**64 - 2]).to_bytes(8, "little")
+
+
+MUTATIONS: list[Callable[[bytearray, random.Random], None]] = [
+    overwrite,
+    copy_over,
+    insert,
+    remove,
+    cut,
+    flip_bits,
+    enlarge_a_number,
+]
+
+
+def check_mutations(whole: Path, folder: Path, count: int, seed: int) -> None:
+    data, draw = whole.read_bytes(), random.Random(seed)
+    files = []
+    for number in range(count):
+        mutated = bytearray(data)
+        MUTATIONS[number % len(MUTATIONS)](mutated, draw)
+        files.append(folder / f"{number}.h5")
+        files[-1].write_bytes(mutated)
+    found = read([whole, *files])
+    verified, wanted = found.pop(whole.name)
+    assert verified and len(wanted) == 64
+    assert len(found) == count
+    for name, (verified, said) in found.items():
+        if verified:
+            assert said == wanted, f"{name} is verified and says something else"
+        elif len(said) != 64:
+            path = folder / name
+            assert said.startswith(f"{path}: ") and "; " in said and "\n" not in said
+
+
+CONTENTS = {
+    "full": {"cfg": RelabelConfig(mix="cutmix", teacher_bn="batch", group=3)},
+    "int8": {"cfg": RelabelConfig(mix="mixup"), "codec": "int8"},
+    "topk": {"cfg": RelabelConfig(mix="cutmix", crop="padded"), "codec": "topk", "top": 2},
+    "hard": {"cfg": RelabelConfig(), "codec": "hard"},
+    "images alone": {"cfg": None, "ipc": None},
+}
+
+
+@pytest.mark.parametrize("kind", CONTENTS)
+def test_a_mutated_file_is_refused_or_unchanged(content, tmp_path: Path, kind: str):
+    content(**CONTENTS[kind]).write(tmp_path / "whole.h5")
+    check_mutations(tmp_path / "whole.h5", tmp_path, count=140, seed=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", CONTENTS)
+def test_many_mutated_files_are_refused_or_unchanged(content, tmp_path: Path, kind: str):
+    content(**CONTENTS[kind]).write(tmp_path / "whole.h5")
+    for seed in range(1, 4):
+        check_mutations(tmp_path / "whole.h5", tmp_path, count=500, seed=seed)
