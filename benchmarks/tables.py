@@ -10,8 +10,10 @@ import json
 import re
 import sys
 from pathlib import Path
-from statistics import mean, median
+from statistics import mean, median, stdev
 from typing import Any
+
+from scipy.stats import t as student_t
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -20,7 +22,7 @@ from scdd.config.posttrain import PosttrainConfig  # noqa: E402
 from scdd.progress import duration  # noqa: E402
 from scdd.tables import mean_sd, size, table  # noqa: E402
 
-DOCUMENTS = ("README.md", "docs/teacher.md", "docs/recover.md")
+DOCUMENTS = ("README.md", "docs/teacher.md", "docs/recover.md", "docs/labels.md")
 BLOCK = re.compile(r"(<!-- table: (?P<name>[\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 EVIDENCE_PREDICTORS = {
     "variance_of_first_means": "var of means, 1st BN",
@@ -205,7 +207,77 @@ def evidence_table(result: dict[str, Any]) -> str:
     )
 
 
+def label_table(result: dict[str, Any]) -> str:
+    """What each store of soft labels takes and what it is worth, then images and layouts."""
+    scores = {
+        name: [row["top1"] for row in sorted(result["rows"], key=_seed) if row["arm"] == name]
+        for name in result["arms"]
+    }
+    full = result["arms"]["full"]["bytes"]
+    arms = []
+    for name, arm in result["arms"].items():
+        differences = [a - b for a, b in zip(scores[name], scores["full"], strict=True)]
+        stored = arm["bytes"] if "kl" in arm else 0
+        arms.append(
+            [
+                name,
+                str(arm["views"]),
+                size(stored) if stored else "-",
+                f"{100 * stored / full:.1f} %",
+                f"{arm['kl']:.1e}" if "kl" in arm else "-",
+                mean_sd(scores[name]),
+                "-" if name == "full" else _paired(differences),
+            ]
+        )
+    raw = result["images"]["uint8"]
+    images = [[name, size(count), f"{count / raw:.2f}"] for name, count in result["images"].items()]
+    layouts = [
+        [
+            f"{row['chunk_kib']} KiB" + (f", {row['filters']}" if row["filters"] else ""),
+            f"{row['share']:.2f}",
+            *(f"{row[key]:.0f}" for key in ("write_mb_s", "read_mb_s")),
+            f"{row['random_batch_ms']:.1f}",
+        ]
+        for row in result["layouts"]
+    ]
+    config, environment = result["config"], result["environment"]
+    training = PosttrainConfig(**config["posttrain"])
+    steps = result["steps"] // training.epochs
+    note = (
+        f"Top-1 % on {result['rows'][0]['val_images']} real validation images, last epoch, mean "
+        f"+- sd of {result['n']} students; difference to the full store, student by student, with "
+        "its standard error and 95 % interval. Bytes count labels and view records. KL: mean "
+        f"divergence from the full labels at T = {training.temperature:g}, in nats. {result['classes']} "
+        f"classes, ipc {config['ipc']}, {config['dataset']['image_size']} px, mix "
+        f"{config['relabel']['mix']}; student {training.arch}, {training.describe(steps)}; a view "
+        f"an epoch, in turn. Of labels: 50,000 images, 1,000 classes. {environment['processor']}, "
+        f"torch {environment['versions']['torch']}, commit {result['commit']}."
+    )
+    return "\n\n".join(
+        [
+            table(["labels", "views", "bytes", "of full", "KL", "top-1", "difference"], arms),
+            table(["images as", "bytes", "of uint8"], images),
+            table(["chunks", "of raw", "write MB/s", "read MB/s", "64 rows, ms"], layouts),
+            f"{note}\n",
+        ]
+    )
+
+
+def _seed(row: dict[str, Any]) -> int:
+    return row["seed"]
+
+
+def _paired(differences: list[float]) -> str:
+    """Mean difference +- standard error, and its 95 % interval by Student's t."""
+    if len(differences) < 2:
+        return f"{mean(differences):+.1f}"
+    error = stdev(differences) / len(differences) ** 0.5
+    middle, half = mean(differences), error * float(student_t.ppf(0.975, len(differences) - 1))
+    return f"{middle:+.1f} +- {error:.1f} [{middle - half:+.1f}, {middle + half:+.1f}]"
+
+
 TABLES = {
+    "scdd label storage 1": label_table,
     "scdd bn evidence 1": evidence_table,
     "scdd recover throughput 1": recover_table,
     "scdd throughput 1": throughput_table,

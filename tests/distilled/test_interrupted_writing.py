@@ -1,10 +1,12 @@
 """A kill, Ctrl-C or full disk leaves the old file or none, and says so without a crash."""
 
+import os
 import resource
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -100,6 +102,28 @@ def test_a_full_disk_is_one_sentence_and_leaves_the_old_file(
     assert error.startswith(f"{target}: no space left") and "\n" not in error
     assert [path.name for path in tmp_path.iterdir()] == ["distilled.h5"]
     assert target.read_bytes() == b"old"
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 256 KiB, in memory."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(folder)]
+    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True).returncode != 0:
+        pytest.skip("a file system can be mounted by root alone")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_disk_that_is_really_full_is_one_sentence_and_leaves_what_was_there(small_disk: Path):
+    (small_disk / "other").write_bytes(b"kept" * 1000)
+    target = small_disk / "distilled.h5"
+    code, error = finished(start(target, 20))
+    assert code == 1, error
+    assert error.startswith(f"{target}: no space left") and "\n" not in error
+    assert [path.name for path in small_disk.iterdir()] == ["other"]
+    assert (small_disk / "other").read_bytes() == b"kept" * 1000
 
 
 @pytest.fixture(scope="module")
