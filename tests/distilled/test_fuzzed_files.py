@@ -13,6 +13,7 @@ from scdd.config.relabel import RelabelConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 SECONDS_A_FILE = 20
+"""Of the processor, so that a machine at work elsewhere is not taken for a hang."""
 
 # Prints a line per file: its number, whether verify is content, and a digest of all it says, or the
 # sentence of the refusal. What is not a FormatError ends the process.
@@ -24,7 +25,7 @@ from scdd.errors import FormatError
 import json, torch
 
 for path in map(Path, sys.argv[2:]):
-    signal.alarm(int(sys.argv[1]))
+    signal.setitimer(signal.ITIMER_PROF, int(sys.argv[1]))
     verified = not verify(path)
     try:
         said = hashlib.sha256()
@@ -48,6 +49,7 @@ for path in map(Path, sys.argv[2:]):
     except FormatError as error:
         found = str(error)
     print(json.dumps([path.name, verified, found]), flush=True)
+signal.setitimer(signal.ITIMER_PROF, 0)
 """
 
 
@@ -59,6 +61,7 @@ def read(paths: list[Path]) -> dict[str, tuple[bool, str]]:
         capture_output=True,
         text=True,
         check=False,
+        timeout=1800,
     )
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     last = paths[len(lines)].name if len(lines) < len(paths) else "none"
