@@ -156,6 +156,59 @@ def evaluate(
 
 
 @app.command()
+def export(
+    file: FileArgument,
+    form: Annotated[
+        str, typer.Option("--format", metavar="FORMAT", help="imagefolder or parquet.")
+    ],
+    out: Annotated[Path, typer.Option("--out", help="A new folder.")],
+    with_file: Annotated[
+        bool, typer.Option("--with-file", help="Copy FILE beside, with soft labels and views.")
+    ] = False,
+) -> None:
+    """Write the images of a distilled file for other tools, with a dataset card."""
+    from scdd.exchange import export_file
+
+    print(export_file(file, form, out, with_file))
+
+
+@app.command("import")
+def import_images(
+    folder: Annotated[
+        Path, typer.Argument(help="A folder with a folder of images per class.", show_default=False)
+    ],
+    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="The distilled file to make.")],
+    data: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--data", help="The real images: names, order and statistics."),
+    ] = None,
+    size: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option("--size", min=8, max=1024, help="Side in pixels to resize images to."),
+    ] = None,
+    method: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--method", help="Which method made the images; default: imported."),
+    ] = None,
+    teacher: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--teacher", help="A teacher.safetensors of a run, for soft labels."),
+    ] = None,
+    overrides: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option("--set", help="Change the labelling: relabel.views=50, for instance."),
+    ] = None,
+    device: DeviceOption = "auto",
+) -> None:
+    """Make a distilled file of images in class folders, such as those of other methods."""
+    from scdd.device import resolve_device
+    from scdd.exchange import import_folder
+
+    where = resolve_device(device)
+    print(import_folder(folder, out, data, size, method, teacher, overrides or [], where))
+
+
+@app.command()
 def stats(
     checkpoints: Annotated[
         list[Path],

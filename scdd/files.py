@@ -5,11 +5,12 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from scdd.errors import RunError
+from scdd.errors import RunError, UserError
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -37,6 +38,36 @@ def replacing(path: Path) -> Iterator[Path]:
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Yield an empty folder beside `path`; on success it is synced and becomes `path`.
+
+    Raises:
+        UserError: if something is at `path`, other than an empty folder, or nothing can be made.
+        RunError: if the disk is full; there is then nothing at `path`.
+    """
+    path = path.resolve()  # An empty folder may be given as `.`, or by a link.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        if path.is_file() or (path.is_dir() and any(path.iterdir())):
+            raise UserError(f"{path}: is there already; choose another --out")
+        temporary.mkdir(parents=True)
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be made ({error.strerror}); choose another --out"
+        ) from error
+    try:
+        yield temporary
+        os.sync()  # Once for all; there may be thousands of files.
+        temporary.rename(path)
+        sync_folder(path.parent)
+    except OSError as error:
+        refuse_if_full(path, error)
+        raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 @contextlib.contextmanager

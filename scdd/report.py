@@ -22,7 +22,7 @@ from scdd.tables import mean_sd, size, table
 def run_report(context: Context, step: str) -> tuple[str, ...]:
     """Scores, files and times -> report.md, gallery.png and the losses of every recovery."""
     run, folder = context.run, context.run.folder(step)
-    results = _scores(run.path / "posttrain" / "results.json")
+    results = read_scores(run.path / "posttrain" / "results.json")
     _, teacher = load_weights(run.path / "probe" / "teacher.safetensors")
     table_text = accuracy_table(context, results)
     protocol = protocol_line(context.cfg.posttrain, context.cfg.recipe, results)
@@ -89,7 +89,12 @@ def _recovery(losses: list[str]) -> list[str]:
     ]
 
 
-def _scores(path: Path) -> dict[str, Any]:
+def read_scores(path: Path) -> dict[str, Any]:
+    """Read results.json.
+
+    Raises:
+        UserError: if it is damaged.
+    """
     try:
         results = json.loads(path.read_text(encoding="utf-8"))
         assert results["rows"] and results["val_images"]

@@ -18,7 +18,7 @@ PACKAGES = {"scdd": ROOT / "scdd", "scdd_apps": ROOT / "apps" / "scdd_apps"}
 # a peer in the same layer as long as that makes no circle.
 LAYERS: dict[str, tuple[str, ...]] = {
     "commands": ("cli", "__init__", "__main__"),
-    "answers": ("bn_comparison", "estimate", "evaluation", "inspection"),
+    "answers": ("bn_comparison", "estimate", "evaluation", "exchange", "inspection"),
     "pipeline": ("pipeline",),
     "steps": ("report", "steps"),
     "stages": ("stages",),

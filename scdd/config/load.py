@@ -11,6 +11,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from scdd.config.posttrain import PosttrainConfig
+from scdd.config.relabel import RelabelConfig
 from scdd.config.run import RunConfig
 from scdd.errors import ConfigError
 
@@ -94,6 +95,18 @@ def posttrain_config(base: PosttrainConfig | None, overrides: Sequence[str]) -> 
     """
     settings = {"posttrain": base.model_dump() if base else {}}
     return _changed(settings, [(f"posttrain.{o}", o) for o in overrides]).posttrain
+
+
+def relabel_config(overrides: Sequence[str]) -> RelabelConfig:
+    """The default settings of relabel with `relabel.key=value` changes.
+
+    Raises:
+        ConfigError: as `load_config` does, and about a key of another section.
+    """
+    for override in overrides:
+        if not override.startswith("relabel."):
+            raise ConfigError(f"--set {override}: only settings of relabel have an effect here")
+    return _changed({}, [(override, override) for override in overrides]).relabel
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

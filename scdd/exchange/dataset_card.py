@@ -1,0 +1,210 @@
+"""The dataset card: README.md with the front matter of the Hugging Face hub.
+
+Texts of the file come from anyone. In YAML they go through its writer, in Markdown into code spans.
+"""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from scdd.config.load import read_run_config
+from scdd.distilled import DistilledDataset, Header, read_header
+from scdd.errors import UserError
+from scdd.inspection import printable
+from scdd.report import accuracy_table, protocol_line, read_scores
+from scdd.run import RunDirectory
+from scdd.steps import Context
+from scdd.tables import size
+
+SHOWN_CLASSES = 20
+LONGEST_TEXT = 120
+DATA_FILES = {"imagefolder": "train/**", "parquet": "data/train.parquet"}
+_SIZES = ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"))
+
+
+def dataset_card(data: DistilledDataset, form: str, copy: str | None, scores: list[str]) -> str:
+    """Return README.md.
+
+    Args:
+        data: what is exported.
+        form: imagefolder or parquet.
+        copy: name of the distilled file beside, if it is there.
+        scores: paragraphs on them.
+    """
+    header = data.header
+    front = yaml.safe_dump(_front_matter(header, form), sort_keys=False, width=1000)
+    paragraphs = [
+        f"---\n{front}---",
+        f"# {code(header.dataset)} distilled by {code(header.method)}",
+        "**Licence:** not chosen yet. These images come from others, so their terms, and those of "
+        "the teacher's weights, decide which is possible. Set `license` in the first lines, and "
+        "remove this paragraph.",
+        "\n".join(_facts(data)),
+        "## Labels",
+        *_labels(data, copy),
+        "## Scores",
+        *(scores or ["Not scored: the file does not lie in a finished run."]),
+        "## Loading",
+        *_loading(form, copy),
+        "## Classes",
+        "\n".join(_classes(header.class_names, form)),
+    ]
+    return "\n\n".join(paragraphs) + "\n"
+
+
+def scores_of(file: Path, header: Header) -> list[str]:
+    """Scores and baselines of the run directory in which `file` lies; none if it was not scored.
+
+    Raises:
+        UserError: if what lies there is damaged.
+    """
+    cfg, path = read_run_config(file.parent), file.parent / "results.json"
+    if cfg is None or not path.exists():
+        return []
+    context = Context(cfg, RunDirectory(file.parent), torch.device("cpu"), ())
+    arm = next((arm for arm in context.arms() if arm.file == file.name), None)
+    made = file.parent / arm.step / arm.file if arm is not None else None
+    if arm is None or made is None or not made.exists():
+        return []
+    if read_header(made).digest != header.digest:
+        return []  # Another file under the name of the one that was scored.
+    results = read_scores(path)
+    try:
+        rows = accuracy_table(context, results)
+        protocol = protocol_line(cfg.posttrain, cfg.recipe, results)
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        raise UserError(f"{path}: is damaged; make it again with --redo posttrain") from error
+    return [
+        f"This dataset is the row *{arm.name}*. All rows have the same training; compare them with "
+        "*random real*, which is untouched training images.",
+        rows,
+        code(protocol, longest=1000),
+    ]
+
+
+def code(text: str, longest: int = LONGEST_TEXT) -> str:
+    """Put a stranger's text, shortened, into a code span that it cannot end or reach out of."""
+    shown = printable(text)
+    shown = shown if len(shown) <= longest else shown[: longest - 3] + "..."
+    fence = "`" * (1 + max(map(len, re.findall("`+", shown)), default=0))
+    # Without the spaces a backtick at either end would become part of the fence.
+    return (
+        f"{fence} {shown} {fence}" if "`" in shown or not shown.strip() else fence + shown + fence
+    )
+
+
+def _front_matter(header: Header, form: str) -> dict[str, Any]:
+    name = f"{header.dataset} distilled by {header.method}"
+    category = next((name for limit, name in _SIZES if header.count < limit), "n>1M")
+    return {
+        "license": "unknown",
+        "pretty_name": printable(name[:LONGEST_TEXT]),
+        "task_categories": ["image-classification"],
+        "size_categories": [category],
+        "tags": ["dataset-distillation", "scdd"],
+        "configs": [
+            {
+                "config_name": "default",
+                "data_files": [{"split": "train", "path": DATA_FILES[form]}],
+            }
+        ],
+    }
+
+
+def _facts(data: DistilledDataset) -> list[str]:
+    header, side = data.header, data.image_size
+    mean, std = (", ".join(f"{x:.4f}" for x in values) for values in (data.mean, data.std))
+    ours, torch_version = (str(header.versions.get(name, "?")) for name in ("scdd", "torch"))
+    return [
+        f"- Images: {len(data)} of {side} x {side} px, RGB, 8 bits, as they are in the file; "
+        + _counts(data),
+        f"- Classes: {len(data.classes)}",
+        f"- Method: {code(header.method)}, recipe {code(header.recipe)}, seed {header.seed}",
+        f"- Teacher: {_teacher(header.teacher)}",
+        f"- Normalisation, of pixels in 0 .. 1: mean {mean}; standard deviation {std}",
+        f"- Made by scdd {code(ours)} with torch {code(torch_version)}, {code(header.created)}",
+        f"- Digest of the distilled file: {code(header.digest)}",
+    ]
+
+
+def _counts(data: DistilledDataset) -> str:
+    ipc, without = data.header.ipc, int((data.labels < 0).sum())
+    if ipc is not None:
+        return (
+            f"{ipc} per class, one of each class in turn, so the first k x {len(data.classes)} "
+            "are the subset of k per class"
+        )
+    return "not the same number of each class" + (
+        f"; {without} without a class (label -1)" if without else ""
+    )
+
+
+def _teacher(teacher: dict[str, Any] | None) -> str:
+    if not teacher:
+        return "none recorded"
+    known = {
+        "arch": "architecture",
+        "stem": "stem",
+        "objective": "objective",
+        "epoch": "epochs",
+        "val_top1": "validation top-1 %",
+        "bn": "BatchNorm statistics while labelling",
+        "weights": "SHA-256 of the weights file",
+    }
+    shown = []
+    for name, words in known.items():
+        value = teacher.get(name)
+        if value is not None:
+            shown.append(
+                f"{words} {code(f'{value:.4g}' if isinstance(value, float) else str(value))}"
+            )
+    return ", ".join(shown) or "nothing recorded"
+
+
+def _labels(data: DistilledDataset, copy: str | None) -> list[str]:
+    if data.records is None or not data.has_soft_labels:
+        return ["Each image has its class and nothing else: there are no soft labels."]
+    where = (
+        f"They are in `{copy}`."
+        if copy
+        else "They are in the distilled file, which is not here: `scdd export --with-file` adds it."
+    )
+    return [
+        f"Here each image has its class. Soft labels, {size(data.label_bytes)} with the view "
+        f"records, are the teacher's logits on {data.num_views} stored views of each image "
+        f"({', '.join(data.records.ops)}). {where} A soft label belongs to the pixels of its view "
+        "and to no others, so it is not repeated beside the whole image."
+    ]
+
+
+def _loading(form: str, copy: str | None) -> list[str]:
+    lines = [
+        "With Hugging Face `datasets`, from this folder or from the hub:",
+        '```python\nfrom datasets import load_dataset\n\ndata = load_dataset("FOLDER", '
+        'split="train")\n```',
+    ]
+    if form == "imagefolder":
+        lines += [
+            "That numbers classes by the sorted names of their folders, and orders images by "
+            "folder. `classes.json` has the class name and the label of each folder, and the name "
+            "of an image is its row, so this restores images, labels, class names and order:",
+            "    scdd import FOLDER --out FILE.h5",
+        ]
+    if copy:
+        lines += [
+            "With soft labels and views, by scdd itself:",
+            "```python\nfrom scdd import DistilledDataset\n\n"
+            f'data = DistilledDataset.open("FOLDER/{copy}")\n```',
+        ]
+    return lines
+
+
+def _classes(names: tuple[str, ...], form: str) -> list[str]:
+    lines = [f"- {label}: {code(name)}" for label, name in enumerate(names[:SHOWN_CLASSES])]
+    if len(names) > SHOWN_CLASSES:
+        rest = "`classes.json`" if form == "imagefolder" else "the feature `label`"
+        lines.append(f"- and {len(names) - SHOWN_CLASSES} more, in {rest}")
+    return lines

@@ -1,0 +1,109 @@
+"""`scdd export`: the images of a distilled file as PNG files or as Parquet, with a dataset card."""
+
+import io
+import os
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from PIL import Image
+from torch import Tensor
+
+from scdd.distilled import DistilledDataset
+from scdd.errors import ConfigError
+from scdd.exchange.class_folders import (
+    CLASSES,
+    NO_CLASS,
+    ClassFolder,
+    folder_names,
+    write_classes,
+)
+from scdd.exchange.dataset_card import dataset_card, scores_of
+from scdd.exchange.parquet import GROUP_BYTES, all_different, require_pyarrow, write_parquet
+from scdd.files import new_folder
+from scdd.progress import track
+
+COPY = "distilled.h5"
+AT_ONCE = 256
+"""Images that are encoded ahead of being written."""
+
+
+def export_file(file: Path, form: str, out: Path, with_file: bool) -> str:
+    """Write the images of a distilled file to a new folder; return what to say about it.
+
+    Args:
+        file: the distilled file.
+        form: `imagefolder` (train/<class>/<row>.png) or `parquet` (data/train.parquet).
+        out: the folder: new or empty, and there when it is whole.
+        with_file: copy `file` beside, as distilled.h5, for soft labels and views.
+
+    Raises:
+        UserError: if the file, the format or the folder cannot be used.
+        RunError: if the disk is full.
+    """
+    if form not in _WRITERS:
+        raise ConfigError(f"--format {form}: choose {' or '.join(_WRITERS)}")
+    if form == "parquet":
+        require_pyarrow()
+    data = DistilledDataset.open(file)
+    card = dataset_card(data, form, COPY if with_file else None, scores_of(file, data.header))
+    with new_folder(out) as folder:
+        _WRITERS[form](folder, data)
+        if with_file:
+            shutil.copyfile(file, folder / COPY)
+        (folder / "README.md").write_text(card, encoding="utf-8")
+    return (
+        f"{out}: {len(data)} images as {form}{f', {COPY}' if with_file else ''}, README.md\n"
+        "Before you publish it: choose a licence in README.md that the original images allow."
+    )
+
+
+def _write_image_folder(folder: Path, data: DistilledDataset) -> None:
+    folders = folder_names([*data.classes, NO_CLASS])
+    labels = data.labels.tolist()
+    images = Counter(labels)
+    for label in images:  # -1 picks the last folder, that of no class.
+        (folder / "train" / folders[label]).mkdir(parents=True)
+    for label, (name, png) in zip(labels, _pngs(data.images), strict=True):
+        (folder / "train" / folders[label] / name).write_bytes(png)
+    written = [
+        ClassFolder(folders[label], name, label, images[label])
+        for label, name in enumerate(data.classes)
+    ]
+    if -1 in images:
+        written.append(ClassFolder(folders[-1], None, -1, images[-1]))
+    write_classes(folder / CLASSES, written)
+
+
+def _write_parquet(folder: Path, data: DistilledDataset) -> None:
+    (folder / "data").mkdir()
+    write_parquet(
+        folder / "data" / "train.parquet",
+        _pngs(data.images),
+        data.labels.tolist(),
+        all_different(data.classes),
+        rows=max(1, GROUP_BYTES // data.images[0].numel()),
+    )
+
+
+_WRITERS: dict[str, Callable[[Path, DistilledDataset], None]] = {
+    "imagefolder": _write_image_folder,
+    "parquet": _write_parquet,
+}
+
+
+def _pngs(images: Tensor) -> Iterator[tuple[str, bytes]]:
+    """Yield `<row>.png` and the file for each of uint8 [N, 3, S, S], encoded in threads."""
+    digits = max(5, len(str(len(images) - 1)))
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        encoded = (png for part in images.split(AT_ONCE) for png in pool.map(_png, part))
+        for row, png in enumerate(track(encoded, len(images), "export")):
+            yield f"{row:0{digits}}.png", png
+
+
+def _png(image: Tensor) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()).save(file, "png")
+    return file.getvalue()

@@ -1,0 +1,76 @@
+"""The teacher of a run as the labeller of images that come from elsewhere."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from scdd.checkpoint import fill, load_weights
+from scdd.config.relabel import RelabelConfig
+from scdd.config.section import Triple
+from scdd.distilled import ViewRecords
+from scdd.errors import CheckpointError
+from scdd.files import sha256_of
+from scdd.models import recreate
+from scdd.progress import Bar
+from scdd.stages.relabel import relabel
+
+IMAGES_PER_BLOCK = 20_000
+
+
+@dataclass(frozen=True, eq=False)
+class Labeller:
+    """A teacher.safetensors: its network, and what goes with that."""
+
+    path: Path
+    network: nn.Module
+    classes: tuple[str, ...]
+    mean: Triple
+    std: Triple
+    image_size: int
+    about: dict[str, Any]
+    """All that the file says of it."""
+
+    def record(self, cfg: RelabelConfig) -> dict[str, Any]:
+        """What a distilled file says of its teacher."""
+        names = ("arch", "stem", "objective", "epoch", "val_top1")
+        known = {name: self.about.get(name) for name in names}
+        return {**known, "weights": sha256_of(self.path), "bn": cfg.teacher_bn}
+
+    def labels(
+        self, cfg: RelabelConfig, images: Tensor, seed: int, device: torch.device
+    ) -> Iterator[tuple[ViewRecords, Tensor]]:
+        """Yield stored views of images uint8 [N, 3, S, S] with their labels, a few at a time."""
+        stride = max(1, IMAGES_PER_BLOCK // len(images))
+        network = self.network.to(device)
+        with Bar("relabel", cfg.views) as bar:
+            for first in range(0, cfg.views, stride):
+                last = min(first + stride, cfg.views)
+                yield relabel(cfg, network, images, self.mean, self.std, seed, first, last, device)
+                bar.advance(last - first)
+
+
+def load_labeller(path: Path) -> Labeller:
+    """Load the teacher.safetensors of a run.
+
+    Raises:
+        CheckpointError: if it is another file, or a damaged one.
+    """
+    weights, about = load_weights(path)
+    try:
+        classes, (mean, std) = tuple(about["classes"]), (_triple(about[n]) for n in ("mean", "std"))
+        network = recreate(about)
+        side = int(about["image_size"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{path}: is no teacher; give the probe/teacher.safetensors of a run"
+        ) from error
+    return Labeller(path, fill(network, weights, path), classes, mean, std, side, about)
+
+
+def _triple(values: Any) -> Triple:
+    red, green, blue = map(float, values)
+    return red, green, blue
