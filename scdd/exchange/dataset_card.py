@@ -4,6 +4,7 @@ Texts of the file come from anyone. In YAML they go through its writer, in Markd
 """
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,19 +20,29 @@ from scdd.run import RunDirectory
 from scdd.steps import Context
 from scdd.tables import size
 
+COPY, TEACHER = "distilled.h5", "teacher.safetensors"
+"""Names of the distilled file, and of the weights that compute its labels where it has none."""
+
 SHOWN_CLASSES = 20
 LONGEST_TEXT = 120
 DATA_FILES = {"imagefolder": "train/**", "parquet": "data/train.parquet"}
 _SIZES = ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"))
 
 
-def dataset_card(data: DistilledDataset, form: str, copy: str | None, scores: list[str]) -> str:
+def dataset_card(
+    data: DistilledDataset,
+    codec: str | None,
+    form: str,
+    copies: Sequence[str],
+    scores: list[str],
+) -> str:
     """Return README.md.
 
     Args:
         data: what is exported.
+        codec: how its soft labels are stored; None: it has none.
         form: imagefolder or parquet.
-        copy: name of the distilled file beside, if it is there.
+        copies: files beside: COPY, and TEACHER where that is to compute the labels.
         scores: paragraphs on them.
     """
     header = data.header
@@ -44,11 +55,11 @@ def dataset_card(data: DistilledDataset, form: str, copy: str | None, scores: li
         "remove this paragraph.",
         "\n".join(_facts(data)),
         "## Labels",
-        *_labels(data, copy),
+        _labels(data, codec, copies),
         "## Scores",
         *(scores or ["Not scored: the file does not lie in a finished run."]),
         "## Loading",
-        *_loading(form, copy),
+        *_loading(form, COPY in copies),
         "## Classes",
         "\n".join(_classes(header.class_names, form)),
     ]
@@ -91,9 +102,8 @@ def code(text: str, longest: int = LONGEST_TEXT) -> str:
     shown = shown if len(shown) <= longest else shown[: longest - 3] + "..."
     fence = "`" * (1 + max(map(len, re.findall("`+", shown)), default=0))
     # Without the spaces a backtick at either end would become part of the fence.
-    return (
-        f"{fence} {shown} {fence}" if "`" in shown or not shown.strip() else fence + shown + fence
-    )
+    apart = " " if "`" in shown or not shown.strip() else ""
+    return f"{fence}{apart}{shown}{apart}{fence}"
 
 
 def _front_matter(header: Header, form: str) -> dict[str, Any]:
@@ -123,7 +133,7 @@ def _facts(data: DistilledDataset) -> list[str]:
         + _counts(data),
         f"- Classes: {len(data.classes)}",
         f"- Method: {code(header.method)}, recipe {code(header.recipe)}, seed {header.seed}",
-        f"- Teacher: {_teacher(header.teacher)}",
+        f"- Teacher: {_network(header.teacher)}",
         f"- Normalisation, of pixels in 0 .. 1: mean {mean}; standard deviation {std}",
         f"- Made by scdd {code(ours)} with torch {code(torch_version)}, {code(header.created)}",
         f"- Digest of the distilled file: {code(header.digest)}",
@@ -142,9 +152,8 @@ def _counts(data: DistilledDataset) -> str:
     )
 
 
-def _teacher(teacher: dict[str, Any] | None) -> str:
-    if not teacher:
-        return "none recorded"
+def _network(about: Any) -> str:
+    """What is recorded of a network, in words."""
     known = {
         "arch": "architecture",
         "stem": "stem",
@@ -156,31 +165,35 @@ def _teacher(teacher: dict[str, Any] | None) -> str:
     }
     shown = []
     for name, words in known.items():
-        value = teacher.get(name)
+        value = about.get(name) if isinstance(about, dict) else None
         if value is not None:
-            shown.append(
-                f"{words} {code(f'{value:.4g}' if isinstance(value, float) else str(value))}"
-            )
+            text = f"{value:.4g}" if isinstance(value, float) else str(value)
+            shown.append(f"{words} {code(text)}")
     return ", ".join(shown) or "nothing recorded"
 
 
-def _labels(data: DistilledDataset, copy: str | None) -> list[str]:
-    if data.records is None or not data.has_soft_labels:
-        return ["Each image has its class and nothing else: there are no soft labels."]
-    where = (
-        f"They are in `{copy}`."
-        if copy
-        else "They are in the distilled file, which is not here: `scdd export --with-file` adds it."
+def _labels(data: DistilledDataset, codec: str | None, copies: Sequence[str]) -> str:
+    if data.records is None:
+        return "Each image has its class and nothing else: there are no soft labels."
+    views = f"{data.num_views} stored views of each image ({', '.join(data.records.ops)})"
+    if codec is None:
+        labels = f"For training on classes there are {views}, without soft labels."
+    elif codec == "teacher":
+        place = f"in `{TEACHER}`" if TEACHER in copies else "not here"
+        labels = f"Soft labels are what the teacher says of {views}; its weights are {place}."
+    else:
+        labels = (
+            f"Soft labels, {size(data.label_bytes)} with the view records and stored as {codec}, "
+            f"are the teacher's logits on {views}."
+        )
+    where = f"in `{COPY}`" if COPY in copies else "not here (`scdd export --with-file` adds them)"
+    return (
+        f"Here each image has its class. {labels} Views are {where}. A soft label belongs to the "
+        "pixels of its view and to no others, so it is not repeated beside the whole image."
     )
-    return [
-        f"Here each image has its class. Soft labels, {size(data.label_bytes)} with the view "
-        f"records, are the teacher's logits on {data.num_views} stored views of each image "
-        f"({', '.join(data.records.ops)}). {where} A soft label belongs to the pixels of its view "
-        "and to no others, so it is not repeated beside the whole image."
-    ]
 
 
-def _loading(form: str, copy: str | None) -> list[str]:
+def _loading(form: str, copied: bool) -> list[str]:
     lines = [
         "With Hugging Face `datasets`, from this folder or from the hub:",
         '```python\nfrom datasets import load_dataset\n\ndata = load_dataset("FOLDER", '
@@ -193,11 +206,11 @@ def _loading(form: str, copy: str | None) -> list[str]:
             "of an image is its row, so this restores images, labels, class names and order:",
             "    scdd import FOLDER --out FILE.h5",
         ]
-    if copy:
+    if copied:
         lines += [
             "With soft labels and views, by scdd itself:",
             "```python\nfrom scdd import DistilledDataset\n\n"
-            f'data = DistilledDataset.open("FOLDER/{copy}")\n```',
+            f'data = DistilledDataset.open("FOLDER/{COPY}")\n```',
         ]
     return lines
 

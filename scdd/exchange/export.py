@@ -11,7 +11,7 @@ from pathlib import Path
 from PIL import Image
 from torch import Tensor
 
-from scdd.distilled import DistilledDataset
+from scdd.distilled import DistilledDataset, DistilledFile
 from scdd.errors import ConfigError
 from scdd.exchange.class_folders import (
     CLASSES,
@@ -20,12 +20,11 @@ from scdd.exchange.class_folders import (
     folder_names,
     write_classes,
 )
-from scdd.exchange.dataset_card import dataset_card, scores_of
+from scdd.exchange.dataset_card import COPY, TEACHER, dataset_card, scores_of
 from scdd.exchange.parquet import GROUP_BYTES, all_different, require_pyarrow, write_parquet
-from scdd.files import new_folder
+from scdd.files import new_folder, sha256_of
 from scdd.progress import track
 
-COPY = "distilled.h5"
 AT_ONCE = 256
 """Images that are encoded ahead of being written."""
 
@@ -37,7 +36,8 @@ def export_file(file: Path, form: str, out: Path, with_file: bool) -> str:
         file: the distilled file.
         form: `imagefolder` (train/<class>/<row>.png) or `parquet` (data/train.parquet).
         out: the folder: new or empty, and there when it is whole.
-        with_file: copy `file` beside, as distilled.h5, for soft labels and views.
+        with_file: copy `file` beside, as distilled.h5, for soft labels and views, and the weights
+            beside it that compute its labels where it has none.
 
     Raises:
         UserError: if the file, the format or the folder cannot be used.
@@ -48,16 +48,27 @@ def export_file(file: Path, form: str, out: Path, with_file: bool) -> str:
     if form == "parquet":
         require_pyarrow()
     data = DistilledDataset.open(file)
-    card = dataset_card(data, form, COPY if with_file else None, scores_of(file, data.header))
+    with DistilledFile(file, contents=False) as opened:
+        codec = None if opened.codec is None else opened.codec.name
+    beside = _beside(file, data, codec) if with_file else {}
+    card = dataset_card(data, codec, form, list(beside), scores_of(file, data.header))
     with new_folder(out) as folder:
         _WRITERS[form](folder, data)
-        if with_file:
-            shutil.copyfile(file, folder / COPY)
+        for name, source in beside.items():
+            shutil.copyfile(source, folder / name)
         (folder / "README.md").write_text(card, encoding="utf-8")
     return (
-        f"{out}: {len(data)} images as {form}{f', {COPY}' if with_file else ''}, README.md\n"
+        f"{out}: {', '.join([f'{len(data)} images as {form}', 'README.md', *beside])}\n"
         "Before you publish it: choose a licence in README.md that the original images allow."
     )
+
+
+def _beside(file: Path, data: DistilledDataset, codec: str | None) -> dict[str, Path]:
+    """The files to copy, by their new names."""
+    weights, recorded = file.with_name(TEACHER), (data.header.teacher or {}).get("weights")
+    if codec == "teacher" and weights.is_file() and sha256_of(weights) == recorded:
+        return {COPY: file, TEACHER: weights}
+    return {COPY: file}
 
 
 def _write_image_folder(folder: Path, data: DistilledDataset) -> None:

@@ -16,7 +16,7 @@ from scdd.datasets.image_folder import decode_files
 from scdd.datasets.load import MEASURED
 from scdd.datasets.pixel_statistics import measure_mean_std
 from scdd.datasets.splits import evenly_spaced
-from scdd.distilled import Header, write_distilled
+from scdd.distilled import Header, codec_of, write_distilled
 from scdd.errors import ConfigError, DataError, UserError
 from scdd.exchange.class_order import check_classes
 from scdd.exchange.image_files import Known, class_files, find_images, image_size
@@ -60,6 +60,8 @@ def import_folder(
     if overrides and teacher is None:
         raise ConfigError(f"--set {overrides[0]}: has an effect only with --teacher")
     settings = relabel_config(overrides)
+    if settings.codec == "teacher":
+        raise ConfigError("relabel.codec: is teacher, but what is imported keeps its labels itself")
     _refuse_unwritable(out)
     name, method = _text(folder.resolve().name, "FOLDER"), _text(method or "imported", "--method")
     labeller = None if teacher is None else load_labeller(teacher)
@@ -81,9 +83,10 @@ def import_folder(
     }
     if labeller is not None:
         config["relabel"] = settings.model_dump(mode="json")
+    codec = None if labeller is None else codec_of(settings, classes)
     header = Header(
-        target_kind="none" if labeller is None else "logits",
-        target_dim=0 if labeller is None else classes,
+        target_kind="none" if codec is None else "logits",
+        target_dim=0 if codec is None else classes,
         method=method,
         recipe="custom",
         dataset=name,
@@ -101,12 +104,13 @@ def import_folder(
     if labeller is None:
         write_distilled(out, header, pixels, images.labels)
     else:
-        say(f"soft labels: {size_of(2 * settings.views * count * classes)} ({settings.codec})")
-        blocks = labeller.labels(settings, pixels, SEED, device)
-        write_distilled(out, header, pixels, images.labels, blocks, settings.views)
+        stored = codec.bytes_a_label * settings.views * count if codec is not None else 0
+        say(f"soft labels: {size_of(stored)} ({settings.codec})")
+        blocks = labeller.blocks(settings, codec, pixels, SEED, device)
+        write_distilled(out, header, pixels, images.labels, blocks, settings.views, codec)
     per_class = f"{header.ipc} per class" if ranked else "not the same number of each"
-    labels = "no soft labels" if labeller is None else f"soft labels on {settings.views} views"
-    return f"{out}: {count} images of {side} px, {classes} classes, {per_class}, {labels}"
+    views = "no views" if labeller is None else f"{settings.views} views, labels {settings.codec}"
+    return f"{out}: {count} images of {side} px, {classes} classes, {per_class}, {views}"
 
 
 def _refuse_unwritable(out: Path) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from scdd.checkpoint import fill, load_weights
 from scdd.config.relabel import RelabelConfig
 from scdd.config.section import Triple
-from scdd.distilled import ViewRecords
+from scdd.distilled import Arrays, Codec, ViewRecords
 from scdd.errors import CheckpointError
 from scdd.files import sha256_of
 from scdd.models import recreate
@@ -40,16 +40,23 @@ class Labeller:
         known = {name: self.about.get(name) for name in names}
         return {**known, "weights": sha256_of(self.path), "bn": cfg.teacher_bn}
 
-    def labels(
-        self, cfg: RelabelConfig, images: Tensor, seed: int, device: torch.device
-    ) -> Iterator[tuple[ViewRecords, Tensor]]:
-        """Yield stored views of images uint8 [N, 3, S, S] with their labels, a few at a time."""
+    def blocks(
+        self,
+        cfg: RelabelConfig,
+        codec: Codec | None,
+        images: Tensor,
+        seed: int,
+        device: torch.device,
+    ) -> Iterator[tuple[ViewRecords, Arrays]]:
+        """Yield views of images uint8 [N, 3, S, S] with their labels as the codec stores them."""
         stride = max(1, IMAGES_PER_BLOCK // len(images))
-        network = self.network.to(device)
         with Bar("relabel", cfg.views) as bar:
             for first in range(0, cfg.views, stride):
                 last = min(first + stride, cfg.views)
-                yield relabel(cfg, network, images, self.mean, self.std, seed, first, last, device)
+                records, logits = relabel(
+                    cfg, self.network, images, self.mean, self.std, seed, first, last, device
+                )
+                yield records, codec.encode(logits) if codec is not None else {}
                 bar.advance(last - first)
 
 

@@ -17,6 +17,7 @@ from scdd.exchange.dataset_card import code, dataset_card
 from tests import tiny_run
 from tests.cli.conftest import Run
 from tests.conftest import FinishedRun
+from tests.distilled.conftest import make_content
 from tests.exchange.conftest import awkward
 
 HOSTILE = st.one_of(
@@ -59,7 +60,7 @@ def test_no_text_changes_the_structure_of_the_card(
     opened: DistilledDataset, dataset: str, method: str, names: list[str]
 ):
     def structure(data: DistilledDataset) -> tuple[list[str], list[str]]:
-        front, tokens = parsed(dataset_card(data, "imagefolder", "distilled.h5", []))
+        front, tokens = parsed(dataset_card(data, None, "imagefolder", ["distilled.h5"], []))
         return list(front), [token.type for token in tokens]
 
     plain = {"dataset": "d", "method": "m", "class_names": ("x",) * 12}
@@ -105,7 +106,7 @@ def test_in_a_finished_run_the_card_has_its_scores_and_baselines(
             f"Digest of the distilled file: `{tiny_run.digest(file)}`",
             "student resnet8, 12 epochs = 24 steps of batch 10",
             "2 per class",
-            "on 4 stored views of each image (crop, cutmix)",
+            "the teacher's logits on 4 stored views of each image (crop, cutmix)",
         ):
             assert words in card
         tables = [line.strip("| ").split(" | ") for line in card.splitlines() if line[:1] == "|"]
@@ -113,6 +114,38 @@ def test_in_a_finished_run_the_card_has_its_scores_and_baselines(
         for score in tiny_run.scores(finished_run.path):
             column = {"soft": 1, "hard": 2}[score["labels"]]
             assert cells[score["arm"]][column] == f"{score['top1']:.1f}"
+
+
+@pytest.mark.parametrize(
+    ("codec", "said"),
+    [
+        ("full", "stored as full, are the teacher's logits on 4 stored views"),
+        ("int8", "stored as int8, are the teacher's logits on 4 stored views"),
+        ("hard", "For training on classes there are 4 stored views"),
+        ("teacher", "what the teacher says of 4 stored views"),
+    ],
+)
+def test_the_card_says_how_labels_are_stored_and_where(
+    codec: str, said: str, warm_command: Run, tmp_path: Path
+):
+    """Weights that lie beside by chance are nobody's business."""
+    folder = tmp_path / "made"
+    folder.mkdir()
+    (folder / "teacher.safetensors").write_bytes(b"weights")
+    digest = hashlib.sha256(b"weights").hexdigest()
+    for right in (True, False):
+        about = {"teacher": {"weights": digest if right else "0"}}
+        make_content(codec=codec, about=about).write(folder / "d.h5")
+        out = tmp_path / str(right)
+        done = warm_command(
+            *["export", folder / "d.h5", "--format", "imagefolder", "--out", out, "--with-file"]
+        )
+        assert done.returncode == 0, done.stderr
+        card = (out / "README.md").read_text()
+        assert said in card and "Views are in `distilled.h5`" in card
+        copied = codec == "teacher" and right
+        assert (out / "teacher.safetensors").exists() is copied
+        assert ("weights are in `teacher.safetensors`" in card) is copied
 
 
 def test_a_file_that_the_run_has_not_scored_has_no_scores(

@@ -103,8 +103,15 @@ def test_a_kill_leaves_no_folder_and_the_same_command_makes_it(
     assert (tmp_path / "out" / "README.md").is_file()
 
 
-@pytest.mark.parametrize("form", ["imagefolder", "parquet"])
-@pytest.mark.parametrize("limit", [100, 20_000])
+@pytest.mark.parametrize(
+    ("form", "limit"),
+    [
+        ("imagefolder", 100),
+        ("parquet", 20_000),
+        pytest.param("imagefolder", 20_000, marks=pytest.mark.slow),
+        pytest.param("parquet", 100, marks=pytest.mark.slow),
+    ],
+)
 def test_a_full_disk_is_one_sentence_and_leaves_no_folder(form: str, limit: int, tmp_path: Path):
     """The larger limit stops the copy of the file, after all images."""
     make_content(None, classes=50, ipc=2).write(tmp_path / "d.h5")

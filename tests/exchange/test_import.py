@@ -92,9 +92,7 @@ def test_a_release_is_labelled_by_the_teacher_of_a_run_evaluated_and_compared(
     done = warm_command(*command)
     assert done.returncode == 0, done.stderr
     assert "20 of 20 images resized to 16 px" in done.stdout
-    assert (
-        "r.h5: 20 images of 16 px, 10 classes, 2 per class, soft labels on 3 views" in done.stdout
-    )
+    assert "r.h5: 20 images of 16 px, 10 classes, 2 per class, 3 views" in done.stdout
     assert attributes(tmp_path / "r.h5")["class_names"] == [str(label) for label in range(10)]
     assert "verified" in warm_command("inspect", "r.h5", "--verify").stdout
     for labels in ("soft", "hard"):
@@ -236,6 +234,8 @@ def test_teachers_that_do_not_fit_are_refused(
         ("images", [*teacher, "--data", "real"], "real: has class '0x', which ", "teacher.safe"),
         ("images", [*teacher, "--size", "32"], "images are 32 px", "give --size 16"),
         ("images", [*teacher, "--set", "relabel.view=3"], "unknown key 'view'", "'views'?"),
+        ("images", [*teacher, "--set", "relabel.codec=teacher"], "relabel.codec: is teacher"),
+        ("images", [*teacher, "--set", "relabel.codec=topk"], "relabel.top is 10, not in 1 .. 9"),
         ("images", [*teacher, "--set", "ipc=3"], "--set ipc=3: only settings of relabel"),
     ]:
         refused(warm_command("import", folder, "--out", "i.h5", *options), *said)
