@@ -49,9 +49,10 @@ def new_folder(path: Path) -> Iterator[Path]:
         RunError: if the disk is full; there is then nothing at `path`.
     """
     path = path.resolve()  # An empty folder may be given as `.`, or by a link.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # Not named by the process: what a killed one left may have the same number in a container.
+    temporary = path.with_name(f".{path.name}.{os.urandom(4).hex()}.tmp")
     try:
-        if path.is_file() or (path.is_dir() and any(path.iterdir())):
+        if path.exists() and not (path.is_dir() and not any(path.iterdir())):
             raise UserError(f"{path}: is there already; choose another --out")
         temporary.mkdir(parents=True)
     except OSError as error:

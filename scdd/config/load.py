@@ -106,7 +106,9 @@ def relabel_config(overrides: Sequence[str]) -> RelabelConfig:
     for override in overrides:
         if not override.startswith("relabel."):
             raise ConfigError(f"--set {override}: only settings of relabel have an effect here")
-    return _changed({}, [(override, override) for override in overrides]).relabel
+    # Students on class labels alone: no choice for relabel is at odds with these.
+    settings = {"posttrain": {"labels": ["hard"]}}
+    return _changed(settings, [(override, override) for override in overrides]).relabel
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

@@ -19,6 +19,8 @@ from tests.conftest import Command, child_environment
         ["--help"],
         ["distill", "--help"],
         ["evaluate", "--help"],
+        ["export", "--help"],
+        ["import", "--help"],
         ["stats", "--help"],
         ["presets"],
         ["presets", "digits"],

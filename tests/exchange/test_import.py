@@ -95,6 +95,12 @@ def test_a_release_is_labelled_by_the_teacher_of_a_run_evaluated_and_compared(
     assert "r.h5: 20 images of 16 px, 10 classes, 2 per class, 3 views" in done.stdout
     assert attributes(tmp_path / "r.h5")["class_names"] == [str(label) for label in range(10)]
     assert "verified" in warm_command("inspect", "r.h5", "--verify").stdout
+    for codec in ("int8", "hard"):
+        other = warm_command(*command, "--set", f"relabel.codec={codec}", "--out", f"{codec}.h5")
+        assert other.returncode == 0, other.stderr
+        assert "verified" in warm_command("inspect", f"{codec}.h5", "--verify").stdout
+        views = [tiny_run.arrays(tmp_path / f"{name}.h5")["views/crop"] for name in ("r", codec)]
+        assert (views[0] == views[1]).all()
     for labels in ("soft", "hard"):
         scored = warm_command(
             *["evaluate", "r.h5", "--arch", "resnet8", "--data", "real", "--labels", labels],
