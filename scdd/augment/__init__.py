@@ -6,6 +6,7 @@ Images are float [B, 3, H, W] with values in [0, 1] unless said otherwise.
 from scdd.augment.colour import colour
 from scdd.augment.crops import chance, random_resized_boxes, resized_crop, uniform
 from scdd.augment.pixels import denormalise, normalise
+from scdd.augment.randaugment import randaugment, random_steps
 from scdd.augment.views import CropDraw, ViewDraw, draw_views
 
 __all__ = [
@@ -16,7 +17,9 @@ __all__ = [
     "denormalise",
     "draw_views",
     "normalise",
+    "randaugment",
     "random_resized_boxes",
+    "random_steps",
     "resized_crop",
     "uniform",
 ]

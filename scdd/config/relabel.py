@@ -7,6 +7,15 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 from scdd.config.section import Section, Shares
 
 
+class RandAugmentConfig(Section):
+    """Random operations on every view (arXiv:1909.13719), the same number and strength for all."""
+
+    count: Annotated[int, Field(ge=1, le=16)] = 2
+    """Operations, one after the other, each out of 14."""
+    magnitude: Annotated[int, Field(ge=0, le=30)] = 9
+    """Strength: of 30 a rotation by 30 degrees, colours changed by 0.9."""
+
+
 class RelabelConfig(Section):
     """Views [V] of every image, and one soft label per view."""
 
@@ -20,6 +29,8 @@ class RelabelConfig(Section):
     """Pixels of zero padding for `crop: padded`."""
     flip: bool = True
     """Flip with probability 1/2; false where left and right differ in meaning."""
+    randaugment: RandAugmentConfig | None = None
+    """RandAugment after crop and flip; not given: none."""
     mix: Literal["none", "mixup", "cutmix"] = "none"
     mix_alpha: PositiveFloat = 1.0
     """lambda ~ Beta(mix_alpha, mix_alpha), drawn per image."""

@@ -8,19 +8,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
-PARAMETERS: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {
+from scdd.augment.randaugment import steps_in_range
+
+PARAMETERS: dict[str, tuple[torch.dtype, tuple[int | None, ...]]] = {
     "crop": (torch.int16, (4,)),
     "flip": (torch.uint8, ()),
+    "randaugment": (torch.int16, (None, 2)),
     "partner": (torch.int32, ()),
     "lambda": (torch.float32, ()),
     "box": (torch.int16, (4,)),
     "group": (torch.int32, ()),
 }
-"""Parameter: (dtype, shape after the axes [V, N])."""
+"""Parameter: (dtype, shape after the axes [V, N]; None: any size)."""
 
 OPERATIONS: dict[str, tuple[str, ...]] = {
     "crop": ("crop",),
     "flip": ("flip",),
+    "randaugment": ("randaugment",),
     "mixup": ("partner", "lambda"),
     "cutmix": ("partner", "box"),
 }
@@ -37,12 +41,13 @@ class ViewRecords:
     """V views of N images, each record complete but for the one of its partner.
 
     Attributes:
-        ops: the operations in order, out of crop, flip, mixup or cutmix.
+        ops: the operations in order, out of crop, flip, randaugment, mixup or cutmix.
         parameters: crop int16 [V, N, 4] (top, left, height, width in pixels; what lies outside the
-            image is black), flip uint8 [V, N], partner int32 [V, N], lambda float32 [V, N] (weight
-            of the own image in mixup), box int16 [V, N, 4] (top, left, height, width of what
-            cutmix takes from the partner), group int32 [V, N] (images labelled together; only
-            where the label depends on batch statistics).
+            image is black), flip uint8 [V, N], randaugment int16 [V, N, steps, 2] (number and
+            parameter of each operation, as in scdd.augment.randaugment), partner int32 [V, N],
+            lambda float32 [V, N] (weight of the own image in mixup), box int16 [V, N, 4] (top,
+            left, height, width of what cutmix takes from the partner), group int32 [V, N] (images
+            labelled together; only where the label depends on batch statistics).
         padding: pixels by which a crop may leave the image on any side.
     """
 
@@ -99,7 +104,7 @@ def record_fault(records: ViewRecords, count: int, image_size: int) -> str | Non
     for name, values in records.parameters.items():
         dtype, tail = PARAMETERS[name]
         shape = (records.count(), count, *tail)
-        if values.dtype != dtype or values.shape != shape:
+        if values.dtype != dtype or not _has_shape(values, shape):
             return f"{name} is {values.dtype} {list(values.shape)}, not {dtype} {list(shape)}"
     for name, values in records.parameters.items():
         if not _in_range(name, values, records.padding, count, image_size):
@@ -126,8 +131,11 @@ def parameter_names(ops: Sequence[str], grouped: bool) -> list[str]:
     return [*names, "group"] if grouped else names
 
 
-def stored_layout(name: str, count: int) -> tuple[str, tuple[int, ...]]:
-    """Numpy dtype and shape after the axis [V] in which a parameter of `count` images is stored."""
+def stored_layout(name: str, count: int) -> tuple[str, tuple[int | None, ...]]:
+    """Numpy dtype and shape after the axis [V] in which a parameter of `count` images is stored.
+
+    None: any size.
+    """
     dtype, tail = PARAMETERS[name]
     if name == "flip":
         return "|u1", (-(-count // 8),)
@@ -161,10 +169,13 @@ def round_lambda(values: Tensor) -> Tensor:
     return (values * LAMBDA_STEPS).round() / LAMBDA_STEPS
 
 
-def record_bytes(names: Iterable[str], count: int) -> int:
-    """Stored bytes of one view of `count` images."""
+def record_bytes(names: Iterable[str], count: int, steps: int = 0) -> int:
+    """Stored bytes of one view of `count` images; `steps` operations are those of randaugment."""
     layouts = [stored_layout(name, count) for name in names]
-    return sum(np.dtype(kind).itemsize * math.prod(shape) for kind, shape in layouts)
+    return sum(
+        np.dtype(kind).itemsize * math.prod(steps if size is None else size for size in shape)
+        for kind, shape in layouts
+    )
 
 
 def group_sizes(group: Tensor) -> list[int] | None:
@@ -179,6 +190,12 @@ def group_sizes(group: Tensor) -> list[int] | None:
     return first
 
 
+def _has_shape(values: Tensor, shape: Sequence[int | None]) -> bool:
+    return len(values.shape) == len(shape) and all(
+        wanted in (None, size) for wanted, size in zip(shape, values.shape, strict=True)
+    )
+
+
 def _in_range(name: str, values: Tensor, padding: int, count: int, size: int) -> bool:
     if name == "lambda":
         # False for NaN.
@@ -187,6 +204,8 @@ def _in_range(name: str, values: Tensor, padding: int, count: int, size: int) ->
         return bool((values <= 1).all())
     if name in ("partner", "group"):
         return bool(((values >= 0) & (values < count)).all())
+    if name == "randaugment":
+        return steps_in_range(values, size)
     start, side = values[..., :2].int(), values[..., 2:].int()
     outside, smallest = (padding, 1) if name == "crop" else (0, 0)
     fits = (start >= -outside) & (start + side <= size + outside)

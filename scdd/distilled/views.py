@@ -6,7 +6,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from scdd.augment import chance, random_resized_boxes, resized_crop
+from scdd.augment import (
+    chance,
+    randaugment,
+    random_resized_boxes,
+    random_steps,
+    resized_crop,
+)
 from scdd.config.relabel import RelabelConfig
 from scdd.distilled.records import PARAMETERS, ViewRecords, round_lambda
 from scdd.seeding import generator
@@ -35,6 +41,7 @@ def sample_views(
             "crop": cfg.crop != "none",
             # A record without any operation would not know its length: it gets flips that are off.
             "flip": cfg.flip or (cfg.crop == "none" and cfg.mix == "none"),
+            "randaugment": cfg.randaugment is not None,
             cfg.mix: cfg.mix != "none",
         }.items()
         if wanted
@@ -51,7 +58,9 @@ def sample_views(
 
 
 def render_views(images: Tensor, records: ViewRecords, view: int, index: Tensor) -> Tensor:
-    """Replay one view of some images: crop, flip, then mix with the partner's crop and flip.
+    """Replay one view of some images: crop, flip, RandAugment, then mix with the partner's.
+
+    RandAugment works on whole values: its images are rounded to uint8 first.
 
     Args:
         images: uint8 [N, 3, H, W], all of them, since a partner may be any.
@@ -63,11 +72,11 @@ def render_views(images: Tensor, records: ViewRecords, view: int, index: Tensor)
         float32 [B, 3, H, W] in [0, 1] on the device of `images`; outside the image it is black.
     """
     with torch.autocast(images.device.type, enabled=False):
-        own = _crop_and_flip(images, records, view, index)
+        own = _unmixed(images, records, view, index)
         if records.mix is None:
             return own
         partner = _pick(records, "partner", view, index)
-        other = _crop_and_flip(images, records, view, partner.long())
+        other = _unmixed(images, records, view, partner.long())
         if records.mix == "mixup":
             weight = _pick(records, "lambda", view, index).to(images.device).view(-1, 1, 1, 1)
             return weight * own + (1 - weight) * other
@@ -108,14 +117,17 @@ def _sample_view(
     group = torch.zeros(count, dtype=torch.int64)
     if cfg.teacher_bn == "batch":
         record["group"] = group = _random_groups(count, cfg.group, draw)
-    if cfg.mix == "none":
-        return record
-    record["partner"] = _random_partners(group, draw)
-    own_share = _beta(count, cfg.mix_alpha, draw)
-    if cfg.mix == "mixup":
-        record["lambda"] = round_lambda(own_share.float())
-    else:
-        record["box"] = _random_boxes(own_share, size, draw)
+    if cfg.mix != "none":
+        record["partner"] = _random_partners(group, draw)
+        own_share = _beta(count, cfg.mix_alpha, draw)
+        if cfg.mix == "mixup":
+            record["lambda"] = round_lambda(own_share.float())
+        else:
+            record["box"] = _random_boxes(own_share, size, draw)
+    # Drawn last, so that the other parameters are the same with it and without.
+    if cfg.randaugment is not None:
+        steps, magnitude = cfg.randaugment.count, cfg.randaugment.magnitude
+        record["randaugment"] = random_steps(count, steps, magnitude, size, draw)
     return record
 
 
@@ -157,6 +169,14 @@ def _random_boxes(own_share: Tensor, size: int, draw: torch.Generator) -> Tensor
     centre = torch.randint(size, (len(own_share), 2), generator=draw)
     corner = (centre - half).clamp(0, size)
     return torch.cat([corner, (centre + half).clamp(0, size) - corner], dim=1)
+
+
+def _unmixed(images: Tensor, records: ViewRecords, view: int, index: Tensor) -> Tensor:
+    shown = _crop_and_flip(images, records, view, index)
+    if "randaugment" not in records.ops:
+        return shown
+    whole = (shown * 255).round_().to(torch.uint8)
+    return randaugment(whole, _pick(records, "randaugment", view, index)).float() / 255
 
 
 def _crop_and_flip(images: Tensor, records: ViewRecords, view: int, index: Tensor) -> Tensor:

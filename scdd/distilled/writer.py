@@ -28,7 +28,7 @@ from scdd.distilled.format import (
     header_digest,
     label_fault,
 )
-from scdd.distilled.records import ViewRecords, pack, record_fault, stored_layout
+from scdd.distilled.records import ViewRecords, pack, record_fault
 from scdd.distilled.soft_labels import Arrays, Codec
 from scdd.files import replacing
 
@@ -221,12 +221,13 @@ def _write_blocks(
     first: ViewRecords | None = None
     done = 0
     for records, encoded in blocks:
+        _check_block(records, encoded, first or records, header, codec)
         if first is None:
             first = records
-            for name in sorted(records.parameters):
-                kind, tail = stored_layout(name, count)
-                parameters[name] = _Stream(view_group, name, (views, *tail), kind)
-        _check_block(records, encoded, first, header, codec)
+            for name, values in sorted(records.parameters.items()):
+                example = pack(name, values[:1])
+                shape = (views, *example.shape[1:])
+                parameters[name] = _Stream(view_group, name, shape, example.dtype.str)
         done += records.count()
         if done > views:
             raise ValueError(f"there are more than the {views} views announced")
@@ -261,8 +262,11 @@ def _check_block(
     fault = record_fault(records, header.count, header.image_size)
     if fault is not None:
         raise ValueError(f"view records: {fault}")
-    same = (records.ops, records.padding) == (first.ops, first.padding)
-    if not same or set(records.parameters) != set(first.parameters):
+    layouts = [
+        (r.ops, r.padding, {name: values.shape[2:] for name, values in r.parameters.items()})
+        for r in (records, first)
+    ]
+    if layouts[0] != layouts[1]:
         raise ValueError("blocks differ in operations, padding or parameters")
     layout = codec.layout if codec is not None else {}
     if set(encoded) != set(layout):

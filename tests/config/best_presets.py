@@ -44,7 +44,11 @@ BEST: dict[str, dict[str, Any]] = {
         "dataset": {"name": "cifar10", "root": "data", "image_size": 32},
         "squeeze": supervised(10, 64, 0.05, 0.0, 0.75, final_lr=0.05),
         "recover": {"start": "real", "iterations": 75, "lr": 0.05, "crop_scale": [0.5, 1.0]},
-        "relabel": {"views": 1000, "mix": "cutmix"},
+        "relabel": {
+            "views": 1000,
+            "randaugment": {"count": 2, "magnitude": 9},
+            "mix": "cutmix",
+        },
         "posttrain": {
             "arch": "resnet18",
             "epochs": 1000,

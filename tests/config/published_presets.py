@@ -183,6 +183,7 @@ PUBLISHED: dict[str, dict[str, Any]] = {
             "crop": "resized",
             "crop_scale": [0.08, 1.0],
             "flip": True,
+            "randaugment": {"count": 2, "magnitude": 9},
             "mix": "none",
             "teacher_bn": "running",
         },

@@ -11,6 +11,7 @@ from scdd.config.known_checkpoints import find
 from scdd.config.load import load_config, preset_names, presets_dir
 from scdd.config.objectives import MocoV2Config, SupervisedConfig
 from scdd.config.recover import RecoverConfig
+from scdd.config.relabel import RandAugmentConfig
 from scdd.config.run import RunConfig
 from scdd.config.views import ViewConfig
 from scdd.models import create_model, list_models
@@ -43,6 +44,8 @@ def defaults_under(settings: dict[str, Any]) -> dict[str, Any]:
     found, squeeze = RunConfig().model_dump(), settings["squeeze"]
     if "recover_real" in settings:
         found["recover_real"] = RecoverConfig().model_dump()
+    if "randaugment" in settings.get("relabel", {}):
+        found["relabel"]["randaugment"] = RandAugmentConfig().model_dump()
     if "checkpoint" in squeeze:
         found["squeeze"]["checkpoint"] = CheckpointConfig(path="").model_dump()
     if "views" in squeeze:

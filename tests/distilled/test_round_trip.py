@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scdd.config.relabel import RelabelConfig
+from scdd.config.relabel import RandAugmentConfig, RelabelConfig
 from scdd.distilled import DistilledFile, read_header, sample_views, verify, write_distilled
 
 WORDS = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=20)
@@ -32,6 +32,8 @@ CONFIGS = st.builds(
     crop=st.sampled_from(["none", "resized", "padded"]),
     padding=st.integers(0, 9),
     flip=st.booleans(),
+    randaugment=st.none()
+    | st.builds(RandAugmentConfig, count=st.integers(1, 16), magnitude=st.integers(0, 30)),
     mix=st.sampled_from(["none", "mixup", "cutmix"]),
     teacher_bn=st.sampled_from(["running", "batch"]),
     group=st.integers(2, 5),
