@@ -1,9 +1,9 @@
-"""RandAugment (arXiv:1909.13719) in integers: drawn as numbers that say all, replayed from them.
+"""RandAugment (arXiv:1909.13719) in whole numbers: drawn as pairs that say all, and replayed.
 
 A step is a pair of int16: the number of an operation, its place in `OPERATIONS`, and its parameter
 in the unit given there. Operations are Pillow's, and the list and its magnitudes are those of
-torchvision's RandAugment: nearest pixel, black where there is none. As all is integer arithmetic,
-a step gives the same bits in any batch, on any device and beside any version of those libraries.
+torchvision's RandAugment: nearest pixel, black where there is none. As all sums are exact, a step
+gives the same bits in any batch, on any device and beside any version of those libraries.
 """
 
 import functools
@@ -16,8 +16,6 @@ from torch import Tensor
 
 MAX_STEPS = 16
 """Largest number of operations that an image may go through."""
-MAX_MAGNITUDE = 30
-"""The strongest magnitude; 0 leaves an image as it is in all but the operations without one."""
 LEVELS = 255
 ONE = 1 << 16
 """The number one in fixed point: coordinates are computed in 1/65536 of a pixel, as by Pillow."""
@@ -61,9 +59,9 @@ def random_steps(
 
 
 def steps_in_range(steps: Tensor, size: int) -> bool:
-    """Whether steps int16 [..., count, 2] are 1 to 16 known operations on images of `size` pixels.
+    """Whether int16 [..., count, 2] are 1 to 16 known operations within their parameters' ranges.
 
-    Whether, too, each has a parameter that makes sense for it.
+    `size` is the side of the images in pixels.
     """
     if not 1 <= steps.shape[-2] <= MAX_STEPS:
         return False
@@ -212,14 +210,14 @@ OPERATIONS: dict[str, Operation] = {
 Units of the parameters: shears hundredths of a pixel a pixel from the top left corner (the content
 of row y goes p * y / 100 to the left), translations pixels to the right and down, rotation degrees
 counter-clockwise about the centre, brightness, colour, contrast and sharpness hundredths above the
-image itself (-100: black, grey, even, smooth), posterise bits that stay, solarise the least value
+image itself (-100: black, grey, one grey, smooth), posterise bits that stay, solarise the least value
 that is inverted.
 """
 
 
 @functools.cache
 def _turns() -> Tensor:
-    """Cosine and sine of -180 .. 180 degrees in fixed point, int64 [361, 2]."""
+    """Cosine and sine of -180, -179 .. 180 degrees in fixed point, int64 [361, 2]."""
     angles = [math.radians(degrees) for degrees in range(-180, 181)]
     return torch.tensor([[round(ONE * math.cos(a)), round(ONE * math.sin(a))] for a in angles])
 

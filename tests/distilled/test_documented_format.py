@@ -7,7 +7,8 @@ import h5py
 import numpy as np
 import pytest
 
-from scdd.config.relabel import RelabelConfig
+from scdd.augment.randaugment import OPERATIONS
+from scdd.config.relabel import RandAugmentConfig, RelabelConfig
 from scdd.distilled import CODECS, DistilledFile
 from scdd.distilled.format import NUMBERS, STRUCTURES, TEXTS
 from scdd.distilled.records import PARAMETERS
@@ -16,7 +17,7 @@ TEXT = (Path(__file__).resolve().parents[2] / "docs" / "format.md").read_text(en
 
 SETTINGS = [
     RelabelConfig(mix="cutmix", teacher_bn="batch", group=3),
-    RelabelConfig(mix="mixup", crop="padded"),
+    RelabelConfig(mix="mixup", crop="padded", randaugment=RandAugmentConfig()),
 ]
 
 
@@ -52,6 +53,16 @@ def test_every_dataset_is_documented_with_its_dtype(content, tmp_path, cfg: Rela
         for name in names:
             assert file[name].dtype.name in found[name].split(" or "), name
     assert {name.removeprefix("views/") for name in found if "/" in name} == set(PARAMETERS)
+
+
+def test_every_operation_of_randaugment_is_documented_with_its_number_and_range():
+    said = {cells[0].strip("`"): cells[1:3] for cells in rows("RandAugment")}
+    known = {}
+    for number, (name, operation) in enumerate(OPERATIONS.items()):
+        low, high = operation.low, operation.high
+        ends = ("-S", "S") if high is None else (low, high)
+        known[name] = [str(number), "0" if low == high else f"{ends[0]} .. {ends[1]}"]
+    assert said == known
 
 
 @pytest.mark.parametrize(("codec", "top"), [("full", {}), ("int8", {}), ("topk", {"top": 2})])

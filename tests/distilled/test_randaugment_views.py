@@ -18,6 +18,7 @@ from scdd.distilled import (
     DistilledDataset,
     DistilledFile,
     ViewRecords,
+    record_bytes,
     render_views,
     sample_views,
     verify,
@@ -136,7 +137,9 @@ def test_a_file_keeps_it_in_four_bytes_an_operation(content, tmp_path: Path):
         assert np.array_equal(stored[()], made.records.parameters["randaugment"].numpy())
         assert set(root["views"].attrs) == {"ops", "padding"}
     data = DistilledDataset.open(tmp_path / "distilled.h5")
-    assert data.label_bytes == 5 * 6 * (3 * 2 + 4 * 2 + 1 + 3 * 4)
+    one = record_bytes(data.records.parameters, 6, steps=3)
+    assert one == 6 * 4 * 2 + 1 + 6 * 3 * 4
+    assert data.label_bytes == 5 * (6 * 3 * 2 + one)
     every = torch.arange(6)
     assert torch.equal(
         render_views(data.images, data.records, 4, every),
