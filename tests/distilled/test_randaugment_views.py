@@ -104,6 +104,17 @@ def test_an_image_shown_alone_has_the_bits_it_has_in_a_batch(mix: str):
     assert torch.equal(torch.cat(alone), together)
 
 
+def test_the_crop_is_rounded_to_the_nearest_whole_value():
+    images, every = random_images(30, 32), torch.arange(30)
+    cfg = RelabelConfig(randaugment=TWICE)
+    records = sample_views(cfg, 30, 32, 0, 0, 1)
+    records.parameters["randaugment"].zero_()  # the identity
+    plain = sample_views(cfg.model_copy(update={"randaugment": None}), 30, 32, 0, 0, 1)
+    whole = 255 * render_views(images, records, 0, every)
+    assert (whole - whole.round()).abs().max() < 1e-4
+    assert (whole - 255 * render_views(images, plain, 0, every)).abs().max() < 0.5 + 1e-4
+
+
 @given(
     cfg=st.sampled_from(SETTINGS),
     teacher_bn=st.sampled_from(["running", "batch"]),
