@@ -210,8 +210,8 @@ OPERATIONS: dict[str, Operation] = {
 Units of the parameters: shears hundredths of a pixel a pixel from the top left corner (the content
 of row y goes p * y / 100 to the left), translations pixels to the right and down, rotation degrees
 counter-clockwise about the centre, brightness, colour, contrast and sharpness hundredths above the
-image itself (-100: black, grey, one grey, smooth), posterise bits that stay, solarise the least value
-that is inverted.
+image itself (-100: black, grey, one grey, smooth), posterise bits that stay, solarise the least
+value that is inverted.
 """
 
 
