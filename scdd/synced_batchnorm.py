@@ -10,8 +10,8 @@ from scdd.distributed import rank_and_size, total_with_gradient
 class SyncedBatchNorm(_BatchNorm):
     """In train mode, normalises [B, C, ...] by mean and variance over the rows of all processes.
 
-    Every process must bring the same number of values. Parameters, buffers and the result in eval
-    mode are those of nn.BatchNorm.
+    Processes may bring different numbers of rows, even none. Parameters, buffers and the result in
+    eval mode are those of nn.BatchNorm.
     """
 
     def _check_input_dim(self, input: Tensor) -> None:
@@ -23,12 +23,14 @@ class SyncedBatchNorm(_BatchNorm):
         assert self.running_mean is not None and self.running_var is not None
         assert self.momentum is not None and self.num_batches_tracked is not None
         x = input.to(torch.promote_types(input.dtype, torch.float32))
-        size = rank_and_size()[1]
         axes = [axis for axis in range(x.ndim) if axis != 1]
         shape = [1, -1] + [1] * (x.ndim - 2)
-        mean = total_with_gradient(x.mean(dim=axes)) / size
+        own = x.new_full((1,), x.numel() // x.shape[1])
+        sums = total_with_gradient(torch.cat([x.sum(dim=axes), own]))
+        count = sums[-1].detach()
+        mean = sums[:-1] / count
         centred = x - mean.view(shape)
-        variance = total_with_gradient(centred.square().mean(dim=axes)) / size
+        variance = total_with_gradient(centred.square().sum(dim=axes)) / count
         scale = (variance + self.eps).rsqrt()
         if self.affine:
             scale = scale * self.weight
@@ -36,8 +38,7 @@ class SyncedBatchNorm(_BatchNorm):
         if self.affine:
             out = out + self.bias.view(shape)
         with torch.no_grad():
-            count = size * x.numel() // x.shape[1]
-            unbiased = variance * (count / max(count - 1, 1))
+            unbiased = variance * (count / (count - 1).clamp(min=1))
             self.running_mean.lerp_(mean, self.momentum)
             self.running_var.lerp_(unbiased, self.momentum)
             self.num_batches_tracked += 1

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from scdd.distributed import own_rows
+from scdd.distributed import own_rows, rank_and_size
 from scdd.synced_batchnorm import SyncedBatchNorm, synced
 from tests.two_processes import TwoProcesses
 
@@ -87,6 +87,26 @@ def test_two_processes_normalise_as_one_does_the_whole_batch(
             assert torch.equal(mine, other), name
             found = mine
         torch.testing.assert_close(found.double(), truth.double(), **precision, msg=name)
+
+
+def share_of_uneven_steps(rows_of_first: int) -> dict[str, Tensor]:
+    rows = slice(rows_of_first) if rank_and_size()[0] == 0 else slice(rows_of_first, None)
+    return steps(synced(plain("2d", True)).double(), batch("2d", "double")[rows])
+
+
+@pytest.mark.parametrize("rows_of_first", [11, 5, 0])
+def test_processes_may_bring_different_numbers_of_rows_or_none(
+    rows_of_first: int, two_processes: TwoProcesses
+):
+    wanted = steps(plain("2d", True).double(), batch("2d", "double"))
+    mine, other = two_processes(share_of_uneven_steps, rows_of_first)
+    for name, truth in wanted.items():
+        found = other[name]
+        if len(truth.shape) and len(truth) == 2 * ROWS:
+            found = torch.cat([mine[name], found])
+        elif name.endswith(("weight", "bias")) and " " in name:  # gradients of parameters
+            found = mine[name] + found
+        torch.testing.assert_close(found, truth, rtol=1e-10, atol=1e-10, msg=name)
 
 
 @pytest.mark.parametrize(("kind", "affine", "dtype"), CASES)
