@@ -155,7 +155,8 @@ def _costs(
             classes,
             students * cfg.posttrain.epochs * rows,
             "training",
-            cfg.posttrain.batch,
+            cfg.posttrain.micro_batch,
+            bf16=uses_bf16(cfg.posttrain.precision, device),
         ),
     ]
 

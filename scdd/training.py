@@ -114,9 +114,13 @@ def cosine(done: float, warmup: float = 0.0, stretch: float = 1.0) -> float:
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Set the rate of every group, as its share of `lr`."""
+    """Set the rate of every group, as its share of `lr`; in place where a tensor holds it."""
     for group in optimizer.param_groups:
-        group["lr"] = lr * group.get(SHARE, 1.0)
+        rate = lr * group.get(SHARE, 1.0)
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
 
 
 def clip_each(model: nn.Module, largest: float) -> None:

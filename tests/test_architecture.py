@@ -32,6 +32,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "gallery",
         "models",
         "objectives",
+        "posttraining",
         "probing",
         "recovery",
     ),

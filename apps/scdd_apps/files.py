@@ -17,7 +17,7 @@ from scdd.datasets import ImageSource
 from scdd.distilled import Header, read_header
 from scdd.errors import ConfigError
 from scdd.files import write_json
-from scdd.stages.posttrain import Labels
+from scdd.posttraining import Labels
 
 OWN_OPTIONS = {"arch": "--arch", "labels": "--labels", "seeds": "--seeds"}
 UNUSED = ("evaluate_every",)

@@ -9,8 +9,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from scdd.config.posttrain import PosttrainConfig
 from scdd.distilled import DistilledDataset
+from scdd.posttraining import Labels, step_batches, student_step
 from scdd.seeding import generator
-from scdd.stages.posttrain import Labels, hard_loss, soft_loss
 from scdd.training import evaluating, make_optimizer
 
 
@@ -34,15 +34,9 @@ def step_seconds(
     """Time one training step of a copy of `student`: rendering, both passes and the update."""
     student = copy.deepcopy(student).to(data.images.device).train()
     optimizer = make_optimizer(student, cfg, decay_all=cfg.decay == "all")
-    seconds = 0.0
+    step, seconds = student_step(cfg, student, optimizer, labels), 0.0
     for _ in range(2):  # the first step pays for what is made once
         started = time.monotonic()
-        batch = next(iter(data.epoch(0, cfg.batch, generator(0, "apps.estimate"))))
-        logits = student(batch.images)
-        loss = soft_loss(cfg, logits, batch) if labels == "soft" else hard_loss(logits, batch)
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        loss.item()  # waits for the device
+        step(next(step_batches(cfg, data, 0, generator(0, "apps.estimate")))).item()
         seconds = time.monotonic() - started
     return seconds

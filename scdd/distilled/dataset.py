@@ -249,7 +249,7 @@ class DistilledDataset:
         return self._shown[1][index]
 
     def _batch(self, view: int, index: Tensor) -> Batch:
-        index = index.to(self.images.device)
+        index = index.to(self.images.device, non_blocking=True)  # Training must not wait for it.
         if self.records is None:
             images, partner = self.images[index].float() / 255, index
             weight = torch.ones(len(index), device=index.device)

@@ -1,27 +1,29 @@
 """Post-train: a student learns from the distilled file alone (SC-DD, section 2.4)."""
 
+import copy
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch import nn
 
 from scdd.checkpoint import NO_CHECKPOINT, Checkpoint
 from scdd.config.posttrain import PosttrainConfig
-from scdd.distilled import Batch, DistilledDataset
+from scdd.distilled import DistilledDataset
+from scdd.distributed import rank_and_size
 from scdd.errors import ConfigError, FormatError, RunError
 from scdd.models import create_model
+from scdd.posttraining import Labels, learning_rate, step_batches, steps_per_epoch, student_step
+from scdd.posttraining.average import follow, take_buffers
+from scdd.posttraining.capture import can_capture, captured, make_capturable
 from scdd.seeding import generator, seeded
-from scdd.training import cosine, fitting_threads, make_optimizer, set_lr
-
-Labels = Literal["soft", "hard"]
+from scdd.synced_batchnorm import synced
+from scdd.training import fitting_threads, make_optimizer, set_lr
 
 
 def open_for_training(
-    path: Path, kinds: Sequence[Labels], batch: int, device: torch.device
+    path: Path, kinds: Sequence[Labels], cfg: PosttrainConfig, device: torch.device
 ) -> DistilledDataset:
     """Open a distilled file and refuse, before any training, what it cannot serve.
 
@@ -33,9 +35,10 @@ def open_for_training(
     if "soft" in kinds and not data.has_soft_labels:
         raise FormatError(f"{path}: holds no soft labels; train with --labels hard")
     try:
-        data.steps(batch)
+        steps_per_epoch(cfg, data)
     except ValueError as error:
-        raise ConfigError(f"{path}: {error}; use --set batch=N") from error
+        parts = f" in each of {cfg.micro_batches} micro-batches" if cfg.micro_batches > 1 else ""
+        raise ConfigError(f"{path}: {error}{parts}; use --set batch=N") from error
     return data
 
 
@@ -54,8 +57,9 @@ def train_student(
     device: torch.device,
     checkpoint: Checkpoint = NO_CHECKPOINT,
     advance: Callable[[str], None] = lambda note: None,
-    after_backward: Callable[[], None] = lambda: None,
+    after_backward: Callable[[], None] | None = None,
     after_epoch: Callable[[int, nn.Module], None] = lambda epoch, scored: None,
+    together: bool = False,
 ) -> nn.Module:
     """Train `student` in place for `cfg.epochs` passes over `data`, one stored view a pass.
 
@@ -67,77 +71,58 @@ def train_student(
         after_backward: called between the backward pass and the step, to add to gradients.
         after_epoch: called with the number of finished epochs and the network to score: the
             student, or the average of its weights.
+        together: all processes train this student, each on its part of every batch; it becomes
+            the one that a single process makes, up to rounding, and to dropout if it has any.
 
     Raises:
         RunError: if the loss stops being finite.
+        ConfigError: if a CUDA graph is insisted on and cannot be made.
     """
     student.to(device).train()
+    if together:
+        synced(student)
     optimizer = make_optimizer(student, cfg, decay_all=cfg.decay == "all")
-    steps_per_epoch = data.steps(cfg.batch)
     parts: dict[str, Any] = {"student": student, "optimizer": optimizer}
-    average = None
-    if cfg.ema:
-        average = AveragedModel(student, multi_avg_fn=get_ema_multi_avg_fn(cfg.ema))
+    average = copy.deepcopy(student) if cfg.ema else None
+    if average is not None:
         parts["average"] = average
-    step = _restore(checkpoint.load(), parts)
+    done = _restore(checkpoint.load(), parts)
+    each = steps_per_epoch(cfg, data)
+    step = student_step(cfg, student, optimizer, labels, after_backward, together)
+    example = torch.empty(cfg.micro_batch, 3, data.image_size, data.image_size, device=device)
+    if can_capture(cfg, student, example[:2], together or after_backward is not None):
+        make_capturable(optimizer, device)
+        step = captured(step, insist=cfg.capture == "on")
+    rank = rank_and_size()[:1] if together else ()
     loss = torch.zeros((), device=device)
-    example = torch.empty(cfg.batch, 3, data.image_size, data.image_size, device=device)
     with fitting_threads(student, example, passes=3):
-        while step < cfg.epochs * steps_per_epoch:
-            epoch, skip = divmod(step, steps_per_epoch)
+        while done < cfg.epochs * each:
+            epoch, skip = divmod(done, each)
             order = generator(seed, "posttrain.order", epoch)
-            for batch in data.epoch(epoch, cfg.batch, order, skip=skip):
-                set_lr(optimizer, learning_rate(cfg, step, steps_per_epoch))
-                with seeded(seed, "posttrain.dropout", step):
-                    logits = student(batch.images)
-                soft = labels == "soft"
-                loss = soft_loss(cfg, logits, batch) if soft else hard_loss(logits, batch)
-                optimizer.zero_grad()
-                loss.backward()
-                after_backward()
-                optimizer.step()
-                if average:
-                    average.update_parameters(student)
-                step += 1
+            for batches in step_batches(cfg, data, epoch, order, skip):
+                set_lr(optimizer, learning_rate(cfg, done, each))
+                with seeded(seed, "posttrain.dropout", done, *rank):
+                    loss = step(batches)
+                if average is not None:
+                    follow(average, student, cfg.ema if done else 0.0)
+                done += 1
                 if checkpoint.due:
-                    checkpoint.save(_state(step, parts))
+                    checkpoint.save(_state(done, parts))
             if not torch.isfinite(loss):
                 raise RunError(
                     f"posttrain: the loss of {cfg.arch} is {loss.item()} in epoch {epoch + 1}; "
                     f"lower its learning rate (now {cfg.lr})"
                 )
             advance(f"{cfg.arch} {labels}")
-            after_epoch(epoch + 1, average.module if average else student)
-    if average:
-        student.load_state_dict(average.module.state_dict())
+            scored = student if average is None else take_buffers(average, student)
+            after_epoch(epoch + 1, scored)
+    if average is not None:
+        student.load_state_dict(take_buffers(average, student).state_dict())
     return student
 
 
-def soft_loss(cfg: PosttrainConfig, logits: Tensor, batch: Batch) -> Tensor:
-    """KL divergence [] from the softened teacher to the softened student, mean over the batch."""
-    assert batch.logits is not None
-    student = F.log_softmax(logits.float() / cfg.temperature, dim=1)
-    teacher = F.log_softmax(batch.logits.float() / cfg.temperature, dim=1)
-    loss = F.kl_div(student, teacher, reduction="batchmean", log_target=True)
-    return loss * cfg.temperature**2 if cfg.scale_loss else loss
-
-
-def hard_loss(logits: Tensor, batch: Batch) -> Tensor:
-    """Cross-entropy [] with the class labels, shared with the partner's where images are mixed."""
-    own = F.cross_entropy(logits.float(), batch.labels, reduction="none")
-    other = F.cross_entropy(logits.float(), batch.partner_labels, reduction="none")
-    return (batch.label_weight * own + (1 - batch.label_weight) * other).mean()
-
-
-def learning_rate(cfg: PosttrainConfig, step: int, steps_per_epoch: int) -> float:
-    """The rate of a step, counted from 0 over the whole training."""
-    done = step if cfg.schedule == "step" else step - step % steps_per_epoch
-    warmup = cfg.warmup_epochs / cfg.epochs
-    return cfg.lr * cosine(done / (cfg.epochs * steps_per_epoch), warmup, cfg.stretch)
-
-
-def _state(step: int, parts: dict[str, Any]) -> dict[str, Any]:
-    return {"step": step, **{name: part.state_dict() for name, part in parts.items()}}
+def _state(done: int, parts: dict[str, Any]) -> dict[str, Any]:
+    return {"step": done, **{name: part.state_dict() for name, part in parts.items()}}
 
 
 def _restore(state: dict[str, Any] | None, parts: dict[str, Any]) -> int:

@@ -93,10 +93,13 @@ def check_later_steps(cfg: RunConfig, dataset: Dataset) -> None:
     """
     count = len(random_real(dataset.train, cfg.ipc, cfg.seed))
     largest = min(cfg.relabel.group, count) if cfg.relabel.teacher_bn == "batch" else 0
-    if cfg.posttrain.batch < largest:
+    if cfg.posttrain.micro_batch < largest:
+        parts = cfg.posttrain.micro_batches
+        shared = f" in {parts} micro-batches" if parts > 1 else ""
         raise ConfigError(
-            f"posttrain.batch = {cfg.posttrain.batch} cannot hold a group of {largest} images that "
-            f"relabel labels together; raise it, or lower relabel.group (now {cfg.relabel.group})"
+            f"posttrain.batch = {cfg.posttrain.batch}{shared} cannot hold a group of {largest} "
+            "images that relabel labels together; raise it, or lower relabel.group (now "
+            f"{cfg.relabel.group})"
         )
 
 

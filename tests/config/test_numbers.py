@@ -51,6 +51,7 @@ def test_any_numeric_override_survives_a_round_trip_through_yaml(tmp_path_factor
             "squeeze: objective.queue is ",
             "squeeze: objective.key_splits is ",
             "squeeze.views: moco_v2 wants 2 of an image",
+            "posttrain: micro_batches is ",
             "recover: merges is ",
             "recover: warmup is ",
             "recover_real: merges is ",

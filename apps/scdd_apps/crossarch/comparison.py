@@ -12,9 +12,10 @@ from scdd import __version__
 from scdd.checkpoint import Checkpoint
 from scdd.distilled import DistilledDataset
 from scdd.errors import RunError
+from scdd.posttraining import Labels, steps_per_epoch
 from scdd.progress import Bar, duration
 from scdd.run import RunDirectory
-from scdd.stages.posttrain import Labels, new_student, open_for_training, train_student
+from scdd.stages.posttrain import new_student, open_for_training, train_student
 from scdd.training import evaluate
 from scdd_apps.crossarch.recipes import Student, settings_for
 from scdd_apps.crossarch.results import Row, results_text
@@ -46,9 +47,9 @@ def compare(
     """
     archs = tuple(dict.fromkeys(archs))
     settings = {arch: settings_for(inputs, arch, epochs, overrides) for arch in archs}
+    smallest = min(settings.values(), key=lambda cfg: cfg.micro_batch)
     data = {
-        arm: open_for_training(path, kinds, min(cfg.batch for cfg in settings.values()), device)
-        for arm, path in inputs.arms.items()
+        arm: open_for_training(path, kinds, smallest, device) for arm, path in inputs.arms.items()
     }
     students = [
         Student(arm, arch, labels, seed, settings[arch])
@@ -112,7 +113,7 @@ def _announce(missing: Sequence[Student], data: dict[str, DistilledDataset]) -> 
     for arch in dict.fromkeys(student.arch for student in missing):
         own = [student for student in missing if student.arch == arch]
         cfg, images = own[0].cfg, data[own[0].arm]
-        steps = images.steps(cfg.batch)
+        steps = steps_per_epoch(cfg, images)
         try:
             net = new_student(arch, images, own[0].seed)
             each = step_seconds(cfg, net, images, own[0].labels) * cfg.epochs * steps
@@ -146,7 +147,7 @@ def _train(
     bar: Bar,
 ) -> Row:
     started, cfg = time.monotonic(), student.cfg
-    steps = cfg.epochs * data.steps(cfg.batch)
+    steps = cfg.epochs * steps_per_epoch(cfg, data)
     net = new_student(student.arch, data, student.seed)
     after_epoch = partial(_show_epoch, bar, bar.done, f"{student.arch}, {student.arm}")
     train_student(

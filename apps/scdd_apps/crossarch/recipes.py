@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from scdd.config.posttrain import PosttrainConfig
 from scdd.errors import ConfigError
 from scdd.models import list_models
-from scdd.stages.posttrain import Labels
+from scdd.posttraining import Labels
 from scdd_apps.files import Inputs, settings_with
 
 MOST_EPOCHS = 100

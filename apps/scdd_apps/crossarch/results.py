@@ -5,7 +5,7 @@ from typing import Any
 
 from scdd.config.posttrain import PosttrainConfig
 from scdd.distilled import DistilledDataset
-from scdd.stages.posttrain import Labels
+from scdd.posttraining import Labels, steps_per_epoch
 from scdd.tables import table
 from scdd_apps.crossarch.recipes import Student
 from scdd_apps.files import Inputs
@@ -64,4 +64,4 @@ def _protocol(
 ) -> str:
     own = [row for student, row in rows.items() if student.arch == arch]
     changes = [f"net: {own[0]['stem']}"] if own else []
-    return "; ".join([f"- {arch}: {cfg.describe(data.steps(cfg.batch))}", *changes])
+    return "; ".join([f"- {arch}: {cfg.describe(steps_per_epoch(cfg, data))}", *changes])

@@ -10,7 +10,7 @@ from torch import nn
 from scdd.config.posttrain import PosttrainConfig
 from scdd.errors import ConfigError
 from scdd.models import create_model
-from scdd.stages.posttrain import Labels
+from scdd.posttraining import Labels
 from scdd_apps.files import Inputs, settings_with
 from scdd_apps.prune.channels import check_reachable
 from scdd_apps.prune.surgery import coupled_channels
@@ -21,7 +21,10 @@ SGD = (
     "momentum=0.9",
     "weight_decay=0.0005",
     "decay=matrices",
+    "loss=kl",
     "scale_loss=true",
+    "hard_weight=0",
+    "lr_schedule=cosine",
     "stretch=1.0",
     "ema=0",
     "schedule=step",

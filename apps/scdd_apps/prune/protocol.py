@@ -13,6 +13,7 @@ from torch import nn
 from scdd import __version__
 from scdd.checkpoint import Checkpoint, fill, load_weights, save_weights
 from scdd.distilled import DistilledDataset
+from scdd.posttraining import steps_per_epoch
 from scdd.progress import Bar, duration
 from scdd.run import RunDirectory
 from scdd.stages.posttrain import new_student, open_for_training, train_student
@@ -93,7 +94,7 @@ def prune_on(inputs: Inputs, plan: Plan, device: torch.device) -> None:
         RunError: if training diverges.
     """
     data = {
-        arm: open_for_training(path, (plan.labels,), plan.sparsity.batch, device)
+        arm: open_for_training(path, (plan.labels,), plan.sparsity, device)
         for arm, path in inputs.arms.items()
     }
     with RunDirectory(inputs.out).locked():
@@ -154,7 +155,7 @@ def _announce(plan: Plan, missing: dict[_Place, list[float]]) -> None:
     place = next(iter(missing))
     net = new_student(plan.arch, place.data, place.seed)
     seconds = step_seconds(plan.sparsity, net, place.data, plan.labels)
-    steps = place.bar.total * place.data.steps(plan.sparsity.batch)
+    steps = place.bar.total * steps_per_epoch(plan.sparsity, place.data)
     print(
         f"{place.bar.total} epochs = {steps} steps of {plan.arch} to train, at most about "
         f"{duration(seconds * steps)}, from the time of one step",
@@ -255,7 +256,7 @@ def _fine_tune(place: _Place, model: nn.Module, ratio: float) -> None:
 
 def _strength(place: _Place) -> float:
     cfg = place.plan.sparsity
-    return l1_strength(place.plan.pull, cfg, place.data.steps(cfg.batch))
+    return l1_strength(place.plan.pull, cfg, steps_per_epoch(cfg, place.data))
 
 
 def _checkpoint(place: _Place, ratio: float | None) -> Checkpoint:

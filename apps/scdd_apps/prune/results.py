@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from scdd.distilled import DistilledDataset
+from scdd.posttraining import steps_per_epoch
 from scdd.tables import table
 from scdd_apps.files import Inputs
 from scdd_apps.prune.plan import Plan
@@ -21,7 +22,7 @@ def results_text(inputs: Inputs, plan: Plan, rows: Sequence[Row], data: Distille
     scored = len(inputs.val.labels) if inputs.val is not None else 0
     label_bytes = data.label_bytes if plan.labels == "soft" else 0
     size = inputs.header.image_size
-    steps = data.steps(plan.sparsity.batch), data.steps(plan.fine_tuning.batch)
+    steps = steps_per_epoch(plan.sparsity, data), steps_per_epoch(plan.fine_tuning, data)
     return "\n".join(
         [
             _table(rows),

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from scdd.config.posttrain import PosttrainConfig
-from scdd.stages.posttrain import learning_rate
+from scdd.posttraining import learning_rate
 from scdd_apps.prune.channels import Coupled
 
 NEAR_ZERO = 0.01
