@@ -142,6 +142,14 @@ def evaluate(
     data: DataOption = None,
     labels: Annotated[str, typer.Option("--labels", help="soft or hard.")] = "soft",
     seeds: Annotated[int, typer.Option("--seeds", min=1, help="Students to train.")] = 1,
+    recipe: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            "--recipe",
+            help="A YAML file or the name of a preset, whose posttrain section says how; default: "
+            "that of the run.",
+        ),
+    ] = None,
     overrides: Annotated[
         Optional[list[str]],  # noqa: UP045
         typer.Option("--set", help="Change the training: key=value, such as epochs=100."),
@@ -152,7 +160,8 @@ def evaluate(
     from scdd.device import resolve_device
     from scdd.evaluation import evaluate_file
 
-    print(evaluate_file(file, arch, data, labels, seeds, overrides or [], resolve_device(device)))
+    where = resolve_device(device)
+    print(evaluate_file(file, arch, data, labels, seeds, overrides or [], where, recipe))
 
 
 @app.command()

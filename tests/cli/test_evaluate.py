@@ -77,6 +77,32 @@ def test_evaluate_scores_a_copied_file_on_the_images_of_a_folder(
     )
 
 
+def test_evaluate_trains_as_another_recipe_says_with_changes(
+    warm_command: Run, finished_run: FinishedRun, tmp_path: Path
+):
+    """Two files with the same training give the same scores, wherever it is written."""
+    file = finished_run.path / "distilled.h5"
+    (tmp_path / "my.yaml").write_text(
+        "posttrain: {epochs: 4, batch: 20, micro_batches: 2, lr: 0.02, loss: mse, "
+        "hard_weight: 0.025, lr_schedule: multistep, seeds: 5}"
+    )
+    asked = ["evaluate", file, "--arch", "resnet8"]
+    outcome = warm_command(*asked, "--recipe", "my.yaml", "--set", "epochs=3")
+    assert (
+        "Student resnet8 trained as in my.yaml, soft labels, 3 epochs = 3 steps of batch 20 in 2 "
+        "micro-batches, adamw lr 0.02 times 0.5 at 80, 90, 95 %, weight decay 0.01, squared error "
+        "of logits + 0.025 cross-entropy; 1 seed(s), last epoch, 359 real images."
+    ) in outcome.stdout
+    written = ["epochs=3", "batch=20", "micro_batches=2", "lr=0.02", "loss=mse"]
+    written += ["hard_weight=0.025", "lr_schedule=multistep", "temperature=20", "stretch=1"]
+    same = warm_command(*asked, *(word for change in written for word in ("--set", change)))
+    assert cells(same) == cells(outcome)
+
+    outcome = warm_command(*asked, "--recipe", "cifar100_ipc50", "--set", "epochs=1")
+    assert "trained as in cifar100_ipc50, soft labels, 1 epochs" in outcome.stdout
+    assert "steps of batch 64, adamw lr 0.001, cosine stretched by 3" in outcome.stdout
+
+
 def test_evaluate_refuses_what_the_file_cannot_serve(warm_command: Run, finished_run: FinishedRun):
     run = finished_run.path
     for arguments, said in [
@@ -90,6 +116,18 @@ def test_evaluate_refuses_what_the_file_cannot_serve(warm_command: Run, finished
         (
             [run / "distilled.h5", "--arch", "resnet8", "--set", "seeds=2"],
             ["as the option --seeds"],
+        ),
+        (
+            [run / "distilled.h5", "--arch", "resnet8", "--recipe", "cifar10_bset"],
+            ["unknown preset 'cifar10_bset', did you mean 'cifar10_best'?"],
+        ),
+        (
+            [run / "distilled.h5", "--arch", "resnet8", "--recipe", "none.yaml"],
+            ["none.yaml: no such configuration file"],
+        ),
+        (
+            [run / "distilled.h5", "--arch", "resnet8", "--recipe", "cifar100_best"],
+            ["groups of 10", "a batch of 8 holds none", "in each of 2 micro-batches"],
         ),
         ([run / "recover" / "images.h5", "--arch", "resnet8"], ["no soft labels", "--labels hard"]),
         ([run / "distilled.h5", "--arch", "resnet8", "--data", "none"], ["none does not exist"]),
