@@ -20,12 +20,13 @@ def supervised(
 
 
 # FADRM (arXiv:2506.24125): three merges between four times 500 iterations; labels from the
-# BatchNorm statistics of 8 images, steps of 16, a cosine that ends at half the rate.
+# BatchNorm statistics of 8 images, steps of 8 + 8, a cosine that ends at half the rate.
 FADRM_RECOVER: dict[str, Any] = {"iterations": 2000, "merges": 3, "lr": 0.25}
 FADRM_RELABEL: dict[str, Any] = {"mix": "cutmix", "teacher_bn": "batch", "group": 8}
 FADRM_POSTTRAIN: dict[str, Any] = {
     "arch": "resnet18",
     "batch": 16,
+    "micro_batches": 2,
     "stretch": 2,
     "schedule": "epoch",
     "seeds": 3,
@@ -53,8 +54,10 @@ BEST: dict[str, dict[str, Any]] = {
             "arch": "resnet18",
             "epochs": 1000,
             "batch": 25,
-            "stretch": 2,
+            "lr_schedule": "multistep",
             "schedule": "epoch",
+            "loss": "mse",
+            "hard_weight": 0.025,
             "ema": 0.99,
             "seeds": 3,
         },

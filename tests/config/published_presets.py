@@ -72,6 +72,7 @@ CIFAR_POSTTRAIN: dict[str, Any] = {
     "schedule": "epoch",
     "stretch": 3,
     "temperature": 30,
+    "precision": "fp32",
     "seeds": 3,
 }
 
@@ -198,6 +199,7 @@ PUBLISHED: dict[str, dict[str, Any]] = {
             "decay": "all",
             "schedule": "epoch",
             "warmup_epochs": 5,
+            "warmup_from": 0.01,
             "temperature": 20,
             "scale_loss": True,
             "seeds": 3,
