@@ -50,6 +50,7 @@ from scdd.device import resolve_device  # noqa: E402
 from scdd.distilled import DistilledFile, codec_of, record_bytes  # noqa: E402
 from scdd.files import write_json  # noqa: E402
 from scdd.pipeline import distill  # noqa: E402
+from scdd.posttraining import steps_per_epoch  # noqa: E402
 from scdd.progress import say  # noqa: E402
 from scdd.run import environment  # noqa: E402
 from scdd.stages.posttrain import new_student, open_for_training, train_student  # noqa: E402
@@ -196,7 +197,7 @@ def train(cfg: RunConfig, name: str, seed: int, out: Path, device: torch.device)
     if path.exists():
         return
     kind = "hard" if ARMS[name]["codec"] == "hard" else "soft"
-    data = open_for_training(out / name / "distilled.h5", (kind,), cfg.posttrain.batch, device)
+    data = open_for_training(out / name / "distilled.h5", (kind,), cfg.posttrain, device)
     val = with_statistics(load_dataset(cfg.dataset).val, data.mean, data.std)
     number = student_seed(cfg.seed, seed)
     student = new_student(cfg.posttrain.arch, data, number)
@@ -205,7 +206,7 @@ def train(cfg: RunConfig, name: str, seed: int, out: Path, device: torch.device)
     top1 = evaluate(student, val, device).top1
     row = {"arm": name, "seed": seed, "top1": top1, "seconds": time.monotonic() - started}
     say(f"{name}, student {seed}: {top1:.1f} %")
-    steps = cfg.posttrain.epochs * data.steps(cfg.posttrain.batch)
+    steps = cfg.posttrain.epochs * steps_per_epoch(cfg.posttrain, data)
     write_json(path, row | {"val_images": len(val.labels), "steps": steps, "commit": commit()})
 
 
