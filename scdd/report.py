@@ -159,7 +159,9 @@ def real_pixels(cfg: RunConfig, arm: Arm) -> str:
     """Whether real pixels are in the images of an arm."""
     if arm.step == "baseline":
         return "yes"
-    return "no" if arm.step == "relabel" and cfg.recover.start == "noise" else "start only"
+    section = cfg.recover if arm.step == "relabel" else cfg.recover_real
+    start = section.start if section is not None else "real"
+    return {"noise": "no", "real": "start only"}.get(start, f"start only ({start})")
 
 
 def _remarks(cfg: RunConfig) -> list[str]:

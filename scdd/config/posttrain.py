@@ -12,7 +12,7 @@ from pydantic import (
     model_validator,
 )
 
-from scdd.config.section import Probability, Section
+from scdd.config.section import Probability, Section, Switch
 
 
 class PosttrainConfig(Section):
@@ -74,7 +74,7 @@ class PosttrainConfig(Section):
 
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Of the student's arithmetic; auto: bf16 on CUDA, fp32 elsewhere. Losses are in fp32."""
-    capture: Literal["auto", "on", "off"] = "auto"
+    capture: Switch = "auto"
     """Record the step as a CUDA graph, which launches all of its kernels at once; auto: on a GPU,
     if the student can be (no dropout); on: or stop."""
 

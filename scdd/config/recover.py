@@ -11,9 +11,10 @@ from pydantic import (
     model_validator,
 )
 
-from scdd.config.section import Probability, Section, Shares
+from scdd.config.section import Probability, Section, Shares, Switch
 
 Start = Literal["noise", "real", "rded", "median"]
+Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
 class RecoverConfig(Section):
@@ -31,7 +32,7 @@ class RecoverConfig(Section):
     merges: NonNegativeInt = 0
     """Times that the images are mixed with those they started from, at equal distances between the
     first and the last iteration (FADRM, arXiv:2506.24125); the optimiser starts anew each time."""
-    merge_share: Probability = 0.5
+    merge_share: Annotated[float, Field(gt=0, lt=1)] = 0.5
     """What stays of the images in such a mix."""
 
     # How images come together
@@ -53,7 +54,7 @@ class RecoverConfig(Section):
     """cosine: half a cosine, to 0."""
     warmup: NonNegativeInt = 0
     """Iterations of linear warm-up."""
-    betas: tuple[Probability, Probability] = (0.5, 0.9)
+    betas: tuple[Decay, Decay] = (0.5, 0.9)
     weight_decay: NonNegativeFloat = 0.0
     """L2 pull of normalised pixels to 0 (1e-4 in the paper's tables, 0 in its code)."""
 
@@ -64,7 +65,7 @@ class RecoverConfig(Section):
     take turns, one an iteration (EDC, arXiv:2404.13733); labels come from the backbone alone."""
     temperature: PositiveFloat = 1.0
     """Of the softmax in the cross-entropy."""
-    label_smoothing: Probability = 0.0
+    label_smoothing: Decay = 0.0
     alpha: NonNegativeFloat = 0.01
     """Weight of the matching loss; with raw distances not transferable between teachers
     (0.0005 .. 0.25, Table 13)."""
@@ -107,7 +108,7 @@ class RecoverConfig(Section):
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Of the teacher's arithmetic; auto: bf16 on CUDA, fp32 elsewhere. Statistics and losses are
     in fp32."""
-    compile: Literal["auto", "on", "off"] = "auto"
+    compile: Switch = "auto"
     """Compile the teacher with torch.compile; auto: where there is work enough to make up for it,
     and if it can be done."""
     save: Literal["lossless", "jpeg75"] = "lossless"

@@ -116,6 +116,12 @@ class RunConfig(Section):
             and (ours.mean, ours.std) == (other.mean, other.std)
         )
         for name, section in self.recoveries.items():
+            turns = len(self.teachers_of(name))
+            if section.iterations < turns:
+                raise ValueError(
+                    f"{name}.iterations is {section.iterations}, so not all of the {turns} "
+                    "teachers that take turns would have one; raise it"
+                )
             if section.uses_labellers and not self.squeeze_labellers:
                 raise ValueError(
                     f"{name}.teachers is {section.teachers}, but squeeze_labellers lists no "

@@ -1,6 +1,6 @@
 """The base of every configuration section: frozen, strict, no conversion that hides a mistake."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
@@ -24,6 +24,8 @@ Range = Annotated[
 ]
 Shares = Annotated[Range, AfterValidator(_share)]
 Triple = tuple[float, float, float]
+Switch = Literal["auto", "on", "off"]
+"""YAML takes a bare `on` for a truth value; a section takes it for what was written."""
 
 
 class Section(BaseModel):
@@ -37,6 +39,9 @@ class Section(BaseModel):
     @classmethod
     def _no_truth_value_is_a_number(cls, value: Any, info: ValidationInfo) -> Any:
         assert info.field_name is not None
-        if isinstance(value, bool) and cls.model_fields[info.field_name].annotation is not bool:
+        wanted = cls.model_fields[info.field_name].annotation
+        if isinstance(value, bool) and wanted == Switch:
+            return "on" if value else "off"
+        if isinstance(value, bool) and wanted is not bool:
             raise ValueError(f"wants no truth value, found {str(value).lower()}")
         return value

@@ -20,7 +20,8 @@ class Terms(NamedTuple):
     class_loss: Tensor
     """[G]."""
     matching_loss: Tensor
-    """[G]: the weighted sum of the distances, without alpha."""
+    """[G]: the sum of the distances by the weights of the settings, without alpha and what
+    `learn_weights` has learnt."""
     distances: Tensor
     """[K, 2, G] of K layers, mean and variance, as the network measures them."""
 
@@ -69,10 +70,10 @@ class RecoveryLoss(nn.Module):
             )
             class_loss = each.unflatten(0, (self.groups, -1)).mean(dim=1)
             weighted = self.weights * distances
+            matching_loss = weighted.sum(dim=(0, 1))
             if self.log_scale is not None:
                 weighted = weighted * torch.exp(-self.log_scale) + self.log_scale
-            matching_loss = weighted.sum(dim=(0, 1))
-            total = (class_loss + alpha * matching_loss).sum()
+            total = (class_loss + alpha * weighted.sum(dim=(0, 1))).sum()
             if cfg.tv or cfg.l2:
                 batches = seen.unflatten(0, (self.groups, -1))
                 total = total + cfg.tv * total_variation(batches) + cfg.l2 * _norms(batches)

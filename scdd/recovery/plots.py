@@ -1,5 +1,6 @@
 """Plot of how recovery went, after Figure 5 of SC-DD (arXiv:2404.07976)."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,24 +23,28 @@ FEW = 12
 """Iterations that are marked one by one; of a single one there would be no line to see."""
 
 
-def draw_trajectories(path: Path, trajectories: Trajectories) -> None:
-    """Write a PNG: the losses on the left, the distances of every layer on the right.
+def draw_trajectories(path: Path, teachers: Sequence[tuple[str, Trajectories]]) -> None:
+    """Write a PNG: for each named teacher the losses on the left, the distances on the right.
 
     Lines are medians over the batches, bands reach from the 10th to the 90th percentile. On the
     right are the means above and the variances below, in colours, as lines of a hundred layers
-    could not be told apart.
+    could not be told apart; a column reaches from its iteration back to the one looked at before.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(13, 7), dpi=110, layout="constrained")
+    figure = Figure(figsize=(13, 7 * len(teachers)), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplot_mosaic([["losses", "means"], ["losses", "variances"]])
-    _draw_losses(axes["losses"], trajectories)
-    for column, what in enumerate(("means", "variances")):
-        axis = axes[what]
-        _draw_distances(axis, trajectories.iterations, trajectories.distances[:, column])
-        axis.set_title(f"distance of a batch's {what} from those of the teacher", fontsize=11)
+    parts = figure.subfigures(len(teachers), squeeze=False)[:, 0]
+    for part, (name, trajectories) in zip(parts, teachers, strict=True):
+        axes = part.subplot_mosaic([["losses", "means"], ["losses", "variances"]])
+        if len(teachers) > 1:
+            part.suptitle(name)
+        _draw_losses(axes["losses"], trajectories)
+        for column, what in enumerate(("means", "variances")):
+            axis = axes[what]
+            _draw_distances(axis, trajectories.iterations, trajectories.distances[:, column])
+            axis.set_title(f"distance of a batch's {what} from those of the teacher", fontsize=11)
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png", metadata={"Software": SOFTWARE})
 
@@ -54,7 +59,7 @@ def _draw_losses(axis: "Axes", trajectories: Trajectories) -> None:
         axis.plot(iterations, median, color=colour, marker=marker, markersize=4, label=name)
     if (np.array(bands) > 0).all():
         axis.set_yscale("log")
-    else:  # The matching loss may be negative with learnt weights.
+    else:
         axis.set_yscale("symlog", linthresh=0.01)
     of = f"median and 10-90 % band of {batches} batches" if batches > 1 else "1 batch"
     axis.set_title(f"losses: {of}", fontsize=11)

@@ -25,7 +25,9 @@ from scdd.training import cosine, set_lr
 Advance = Callable[[str], None]
 LossFunction = Callable[..., Terms]
 REPORT_EVERY = 50
-"""Iterations; only in the last round of turns the host looks at the losses."""
+"""Iterations; in the last round of turns before each the host looks at the losses."""
+FIRST_ROUNDS = (1, 2, 5, 10, 20)
+"""Rounds of turns in which it does so too, as losses fall fastest at the start."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,7 +106,7 @@ def recover(
         log: called with the losses of each batch, now and then, of every teacher.
 
     Raises:
-        RunError: if a loss stops being finite.
+        RunError: if a loss or a pixel stops being finite, or the images are stuck.
     """
     labels = torch.cat([batch.labels for batch in group]).to(device)
     draws = [generator(seed, "recover", batch.index) for batch in group]
@@ -140,10 +142,11 @@ def recover(
             x.clamp_(low, high)
         step += 1
         advance(note)
-        if -step % REPORT_EVERY < len(losses) or step > cfg.iterations - len(losses):
+        if _is_reported(step, cfg.iterations, len(losses)):
             _report(group, step, turn, terms, log)
         if checkpoint.due:
             checkpoint.save(_state(step, x, learnt, optimizer, draws))
+    _check_images(x.detach(), begun.clamp(low, high), low, high, note)
     return to_bytes(denormalise(x.detach(), mean, std).cpu(), cfg.save)
 
 
@@ -213,6 +216,31 @@ def _start(
     return torch.cat(parts)
 
 
+def _is_reported(step: int, iterations: int, turns: int) -> bool:
+    """Whether the losses of iteration `step`, counted from 1, are looked at."""
+    last_round = step > iterations - turns
+    return -(-step // turns) in FIRST_ROUNDS or -step % REPORT_EVERY < turns or last_round
+
+
+def _check_images(x: Tensor, begun: Tensor, low: Tensor, high: Tensor, note: str) -> None:
+    """Refuse what no loss tells of: pixels that are no numbers, or that Adam could not move.
+
+    Its squared gradients overflow long before the losses do, and then no step is made.
+    """
+    if not torch.isfinite(x).all():
+        found = "ends with pixels that are no numbers"
+    elif torch.equal(x, begun):
+        found = "has not moved from its start, as its gradients are out of range"
+    elif ((x == low) | (x == high)).all():
+        found = "ends with every pixel at the end of its range"
+    else:
+        return
+    raise RunError(
+        f"recover: {note} {found}; lower recover.lr or recover.alpha and run again with "
+        "--redo recover"
+    )
+
+
 def _report(
     group: Sequence[Batch], step: int, teacher: int, terms: Terms, log: Callable[..., None]
 ) -> None:
@@ -221,8 +249,9 @@ def _report(
         values = {"class_loss": one, "matching_loss": other}
         if not all(math.isfinite(value) for value in values.values()):
             raise RunError(
-                f"recover: batch {batch.index + 1} diverged at iteration {step} ({values}); lower "
-                "recover.lr or recover.alpha and run again with --redo recover"
+                f"recover: batch {batch.index + 1} diverged at iteration {step} (class loss "
+                f"{one:g}, matching loss {other:g}); lower recover.lr or recover.alpha and run "
+                "again with --redo recover"
             )
         log(batch=batch.index, iteration=step, teacher=teacher, **values)
     distances = terms.distances.mean(dim=2).tolist()

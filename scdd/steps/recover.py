@@ -52,6 +52,9 @@ def run_recover(context: Context, step: str) -> tuple[str, ...]:
     rows = classes * cfg.ipc
     if settings.batch > rows:
         say(f"  {step}.batch is {settings.batch}: all {rows} images are matched together")
+    elif rows % settings.batch:
+        rest = rows % settings.batch
+        say(f"  {step}.batch is {settings.batch}: {rest} of {rows} images are left for the last")
     way = _way(context, step, settings, teachers, batches, size)
     groups = groups_of(batches, way.group)
     chosen = _chosen(context, step, settings)
@@ -87,15 +90,23 @@ def run_recover(context: Context, step: str) -> tuple[str, ...]:
         _merge(context, target, shards, batches, about)
     if context.world.leads:
         remove_shards(shards)
-        _draw_losses(context, step)
+        _show_losses(context, step)
     return ("images.h5",)
 
 
-def _draw_losses(context: Context, step: str) -> None:
-    """Draw what the ranks have logged, if that is still there."""
-    trajectories = read_trajectories(context.run.path / "metrics.jsonl", step)
-    if trajectories is not None:
-        draw_trajectories(context.run.folder(step) / "losses.png", trajectories)
+def _show_losses(context: Context, step: str) -> None:
+    """Say and draw what the ranks have logged, if that is still there."""
+    found = read_trajectories(context.run.path / "metrics.jsonl", step)
+    names = [network.arch for network in context.cfg.teachers_of(step).values()]
+    teachers = list(zip(names, found, strict=False))
+    for name, trajectories in teachers:
+        first, last = trajectories.medians(0), trajectories.medians(-1)
+        say(
+            f"  {name}: class loss {first[0]:.3g} -> {last[0]:.3g}, matching loss {first[1]:.3g} "
+            f"-> {last[1]:.3g}"
+        )
+    if teachers:
+        draw_trajectories(context.run.folder(step) / "losses.png", teachers)
 
 
 def _shard(shards: Path, group: list[Batch]) -> Path:
@@ -142,7 +153,8 @@ def _way(
         write_json(path, decided)
     context.world.barrier()
     way = Way(**json.loads(path.read_text()))
-    say(f"  batches in one pass: {way.group} of {len(batches)}")
+    most = max(len(group) for group in groups_of(batches, way.group))
+    say(f"  batches in one pass: {most} of {len(batches)}")
     return way
 
 

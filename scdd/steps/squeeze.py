@@ -10,18 +10,21 @@ from scdd.config.checkpoint import CheckpointConfig
 from scdd.config.dataset import DatasetConfig
 from scdd.config.squeeze import SqueezeConfig
 from scdd.datasets import Dataset
-from scdd.errors import RunError
+from scdd.errors import ConfigError, RunError
 from scdd.foreign import Loaded, squeezed_from
 from scdd.objectives import Objective
 from scdd.progress import say
 from scdd.seeding import generator
-from scdd.stages.squeeze import squeeze
+from scdd.stages.squeeze import check_squeeze, squeeze
 from scdd.steps.context import Context, about_network, check_later_steps
 
 
 def run_squeeze(context: Context, step: str) -> tuple[str, ...]:
     """images -> backbone.safetensors, beside it the kept epochs and what labels have taught."""
     check_later_steps(context.cfg, context.dataset)
+    for number, labeller in enumerate(context.cfg.squeeze_labellers):
+        if labeller.checkpoint is None:
+            check_squeeze(labeller, context.dataset.train, f"squeeze_labellers.{number}")
     cfg, images = context.cfg, context.cfg.squeeze_dataset or context.cfg.dataset
     return _squeeze(context, step, cfg.squeeze, images, context.squeeze_dataset, "", cfg.seed)
 
@@ -96,6 +99,11 @@ def _squeeze(
         loaded = load_instead(cfg, cfg.checkpoint, images, data)
         for line in loaded.report.lines():
             say(f"  {line}")
+        if context.cfg.probe.solver == "given" and loaded.head is None:
+            raise ConfigError(
+                f"{key}.checkpoint: brings no classifier for the {len(data.classes)} classes, "
+                "which probe.solver = given asks for; choose lbfgs or sgd"
+            )
         head = dict(zip(("weight", "bias"), loaded.head, strict=True)) if loaded.head else None
         write("", loaded.backbone, head, objective=loaded.objective, epoch=loaded.epoch)
     else:

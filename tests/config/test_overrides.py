@@ -107,3 +107,9 @@ def test_a_place_that_a_list_does_not_have_is_refused(place: str):
         assert refusal(None, [f"{key}=0.5"]) == (
             f"--set {key}=0.5: '{name}' is no entry of a list of 1; entries count from 0"
         )
+
+
+@pytest.mark.parametrize(("written", "meant"), [("on", "on"), ("off", "off"), ("'on'", "on")])
+def test_a_bare_on_is_what_was_written_and_no_truth_value(written: str, meant: str):
+    cfg = load_config("digits", [f"recover.compile={written}", f"posttrain.capture={written}"])
+    assert (cfg.recover.compile, cfg.posttrain.capture) == (meant, meant)

@@ -34,7 +34,11 @@ from tests.config.conftest import refusal
         ("recover: 5", "my.yaml: recover: wants a section of settings, found 5"),
         ("recover:", "my.yaml: recover: wants a section of settings, found None"),
         ("recover: {crop: zoom}", "my.yaml: recover.crop: input should be 'none', 'batch' or"),
-        ("recover: {betas: [0.5, 2]}", "my.yaml: recover.betas.1: input should be less than or"),
+        ("recover: {betas: [0.5, 2]}", "my.yaml: recover.betas.1: input should be less than 1"),
+        (
+            "recover: {compile: 1}",
+            "my.yaml: recover.compile: input should be 'auto', 'on' or 'off'",
+        ),
         ("recover: {betas: [0.5]}", "my.yaml: recover.betas"),
         ("posttrain: {labels: []}", "my.yaml: posttrain.labels: list should have at least 1"),
         ("method: magic", "my.yaml: method: input should be 'scdd', found 'magic'"),

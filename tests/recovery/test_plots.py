@@ -36,7 +36,7 @@ def rows(image: np.ndarray, colour: tuple[float, ...]) -> np.ndarray:
 
 
 def test_losses_are_lines_on_the_left_the_larger_one_above(tmp_path: Path):
-    draw_trajectories(tmp_path / "p.png", trajectories(4, 10, 20))
+    draw_trajectories(tmp_path / "p.png", [("a", trajectories(4, 10, 20))])
     left = np.array_split(picture(tmp_path / "p.png"), 2, axis=1)[0][150:]  # below the legend
     class_loss, matching_loss = (rows(left, to_rgb(colour)) for colour in COLOURS.values())
     assert min(len(class_loss), len(matching_loss)) > 300
@@ -49,7 +49,7 @@ def test_every_layer_is_a_row_of_the_colour_of_its_distance(depth: int, tmp_path
     # All layers are at the top of the scale, but one row that is at its bottom.
     drawn.distances[:] = 100.0
     drawn.distances[1, 0], drawn.distances[depth - 2, 1] = 1.0, 1.0
-    draw_trajectories(tmp_path / "p.png", drawn)
+    draw_trajectories(tmp_path / "p.png", [("a", drawn)])
     right = np.array_split(picture(tmp_path / "p.png"), 2, axis=1)[1][:, :600]  # no colour bars
     low, high = (colormaps[HEAT](edge)[:3] for edge in (0.0, 1.0))
     halves = np.array_split(right, 2)
@@ -61,7 +61,7 @@ def test_every_layer_is_a_row_of_the_colour_of_its_distance(depth: int, tmp_path
 
 
 def test_a_single_iteration_is_seen(tmp_path: Path):
-    draw_trajectories(tmp_path / "p.png", trajectories(3, 1, 1))
+    draw_trajectories(tmp_path / "p.png", [("a", trajectories(3, 1, 1))])
     left = picture(tmp_path / "p.png")[:, 400:700]  # beside the legend
     for colour in COLOURS.values():
         assert len(rows(left, to_rgb(colour))) > 5
@@ -90,5 +90,18 @@ holes = np.where(np.eye(4, 6) > 0, np.nan, 1.0)
 def test_odd_trajectories_are_drawn_without_a_warning(drawn: Trajectories, tmp_path: Path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        draw_trajectories(tmp_path / "p.png", drawn)
+        draw_trajectories(tmp_path / "p.png", [("a", drawn)])
     picture(tmp_path / "p.png")
+
+
+def test_every_teacher_has_a_part_of_its_own(tmp_path: Path):
+    drawn = trajectories(4, 10, 20)
+    lower = drawn._replace(matching_loss=drawn.class_loss / 50)
+    draw_trajectories(tmp_path / "p.png", [("a", drawn), ("b", lower)])
+    with Image.open(tmp_path / "p.png") as opened:
+        assert opened.size == (1430, 1540)
+        image = np.asarray(opened.convert("RGB")).astype(int)
+    for part, first_above in zip(np.array_split(image, 2), (False, True), strict=True):
+        left = np.array_split(part, 2, axis=1)[0][:, :500]  # beside the legend
+        class_loss, matching_loss = (rows(left, to_rgb(colour)) for colour in COLOURS.values())
+        assert (class_loss.mean() < matching_loss.mean()) == first_above

@@ -22,9 +22,12 @@ def layers(batches: list[int], iteration: int, *pairs: list[float]) -> dict[str,
 
 
 def read(folder: Path, *lines: dict[str, Any]) -> Trajectories | None:
+    """What is read of the only teacher, if there is anything."""
     for line in lines:
         RunDirectory(folder).log("recover", **line)
-    return read_trajectories(folder / "metrics.jsonl", "recover")
+    found = read_trajectories(folder / "metrics.jsonl", "recover")
+    assert len(found) < 2
+    return found[0] if found else None
 
 
 def same(array: np.ndarray, expected: list[Any]) -> bool:
@@ -96,16 +99,23 @@ def test_a_redone_step_forgets_what_was_logged_before(tmp_path: Path):
     assert same(found.class_loss, [[5]]) and same(found.distances, [[[7], [8]]])
 
 
-def test_teachers_of_unequal_depth_may_take_turns(tmp_path: Path):
-    found = read(
-        tmp_path,
-        losses(0, 50, 1, 10),
-        layers([0], 50, [1, 2]),
-        losses(0, 100, 1, 10),
-        layers([0], 100, [3, 4], [5, 6]),
-    )
-    assert found is not None
-    assert same(found.distances, [[[1, 3], [2, 4]], [[NAN, 5], [NAN, 6]]])
+def test_every_teacher_has_its_own(tmp_path: Path):
+    run = RunDirectory(tmp_path)
+    for line in (
+        losses(0, 1, 5, 50) | {"teacher": 0},
+        layers([0], 1, [1, 2]) | {"teacher": 0},
+        losses(0, 2, 1, 10) | {"teacher": 1},
+        layers([0], 2, [3, 4], [5, 6]) | {"teacher": 1},
+        losses(0, 3, 4, 40) | {"teacher": 0},
+        layers([0], 3, [7, 8]) | {"teacher": 0},
+    ):
+        run.log("recover", **line)
+    first, second = read_trajectories(tmp_path / "metrics.jsonl", "recover")
+    assert first.iterations.tolist() == [1, 3] and second.iterations.tolist() == [2]
+    assert same(first.class_loss, [[5, 4]]) and same(second.matching_loss, [[10]])
+    assert same(first.distances, [[[1, 7], [2, 8]]])
+    assert same(second.distances, [[[3], [4]], [[5], [6]]])
+    assert first.medians(-1) == (4, 40)
 
 
 def test_torn_lines_and_those_of_other_stages_are_passed_over(tmp_path: Path):
