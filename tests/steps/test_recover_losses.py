@@ -21,11 +21,10 @@ CPU = torch.device("cpu")
 
 def drawn_from_all_lines(run: Path, step: str, scratch: Path) -> bytes:
     """The picture of all that the tiny run should have logged of a step."""
-    trajectories = read_trajectories(run / "metrics.jsonl", step)
-    assert trajectories is not None
-    assert trajectories.iterations.tolist() == [4] and trajectories.class_loss.shape == (2, 1)
-    assert trajectories.distances.shape == (9, 2, 1)  # 3 blocks of 2, the stem, 2 projections
-    draw_trajectories(scratch / "expected.png", trajectories)
+    (found,) = read_trajectories(run / "metrics.jsonl", step)
+    assert found.iterations.tolist() == [1, 2, 4] and found.class_loss.shape == (2, 3)
+    assert found.distances.shape == (9, 2, 3)  # 3 blocks of 2, the stem, 2 projections
+    draw_trajectories(scratch / "expected.png", [("teacher", found)])
     return (scratch / "expected.png").read_bytes()
 
 
