@@ -11,11 +11,11 @@ if TYPE_CHECKING:
 __all__ = ["DistilledDataset", "__version__", "distill", "load"]
 
 
-def load(path: str, device: str = "cpu") -> "DistilledDataset":
-    """Open a distilled file."""
+def load(path: str, device: str = "cpu", teacher: str | None = None) -> "DistilledDataset":
+    """Open a distilled file; `teacher` as in `DistilledDataset.open`."""
     from scdd.distilled import DistilledDataset
 
-    return DistilledDataset.open(path, device)
+    return DistilledDataset.open(path, device, teacher)
 
 
 def __getattr__(name: str) -> Any:

@@ -128,11 +128,19 @@ def inspect(
     verify: Annotated[
         bool, typer.Option("--verify", help="Also read everything and check every digest.")
     ] = False,
+    teacher: Annotated[
+        Optional[list[Path]],  # noqa: UP045
+        typer.Option(
+            "--teacher",
+            help="Also label some views again with these weights (of each, where several label) "
+            "and compare.",
+        ),
+    ] = None,
 ) -> None:
     """Show what a distilled file holds."""
     from scdd.inspection import describe
 
-    print(describe(file, verify))
+    print(describe(file, verify, teacher or ()))
 
 
 @app.command()

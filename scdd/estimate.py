@@ -13,6 +13,7 @@ from scdd.config.squeeze import SqueezeConfig
 from scdd.config.stem import Stem
 from scdd.datasets import Dataset, load_dataset
 from scdd.device import uses_bf16
+from scdd.distilled import codec_of
 from scdd.foreign import Loaded
 from scdd.models import create_model, has_choice_of_stem
 from scdd.models.stems import stem_of
@@ -20,7 +21,7 @@ from scdd.pipeline import steps_of
 from scdd.progress import duration
 from scdd.stages.probe import shards_of
 from scdd.stages.squeeze import check_squeeze
-from scdd.steps import check_later_steps, load_instead
+from scdd.steps import check_later_steps, label_sizes, load_instead
 from scdd.tables import size, table
 
 PROBE_SECONDS = 1.0
@@ -129,25 +130,18 @@ def _costs(
     device: torch.device,
 ) -> list[Cost]:
     """`taken` are the backbones of files, `squeezed` and `train` are numbers of images."""
-    teacher, student, rows = cfg.squeeze.arch, cfg.posttrain.arch, classes * cfg.ipc
+    student, rows = cfg.posttrain.arch, classes * cfg.ipc
     whole = cfg.dataset.image_size
     stems = {key: _stem(section, taken.get(key)) for key, section in cfg.squeezes.items()}
-    labels = 2.0 * cfg.relabel.views * rows * classes
     picture = 3.0 * rows * cfg.dataset.image_size**2
     arms = 3 if cfg.recover_real else 2
     students = arms * len(cfg.posttrain.labels) * cfg.posttrain.seeds
-    labelled = rows * cfg.relabel.views
     return [
         *_squeezes("squeeze", [cfg.squeeze], squeezed, whole, device),
         *_squeezes("squeeze_labellers", cfg.squeeze_labellers, train, whole, device),
         *_probes(cfg, taken, stems, train),
         *_recoveries(cfg, stems, classes, picture),
-        *(
-            Cost(
-                step, teacher, stems["squeeze"], classes, labelled, "forward", 500, labels + picture
-            )
-            for step in ("relabel", "relabel_real", "baseline")
-        ),
+        *_labellings(cfg, stems, classes, picture),
         Cost(
             "posttrain",
             student,
@@ -186,13 +180,14 @@ def _probes(
 ) -> Iterator[Cost]:
     """One cost for each backbone; a labeller that has a classifier keeps it."""
     stored = sum(shard.last - shard.first for shard in shards_of(cfg.probe, train))
-    images = stored + round(train * cfg.probe.epochs_over_train)
+    once = stored + round(train * cfg.probe.epochs_over_train)
     for key, section in cfg.squeezes.items():
         net = create_model(section.arch, 0, cfg.dataset.image_size, stems[key])
         disk = 4.0 * stored * int(net.feature_dim)  # type: ignore[arg-type]
         if key == "squeeze":
-            yield Cost("probe", section.arch, stems[key], 0, images, "forward", 500, disk)
+            yield Cost("probe", section.arch, stems[key], 0, once, "forward", 500, disk)
         elif not _brings_classifier(section, taken.get(key)):
+            images = once * (1 + len(section.keep_epochs))
             yield Cost("probe_labellers", section.arch, stems[key], 0, images, "forward", 500, disk)
 
 
@@ -217,6 +212,27 @@ def _recoveries(
                 "input gradient",
                 section.batch,
                 picture if turn == 0 else 0.0,
+            )
+
+
+def _labellings(
+    cfg: RunConfig, stems: Mapping[str, Stem | None], classes: int, picture: float
+) -> Iterator[Cost]:
+    """One cost for each network that labels, of every arm; nobody labels what is not stored."""
+    rows, codec = classes * cfg.ipc, codec_of(cfg.relabel, classes)
+    labelled = rows * cfg.relabel.views if codec is not None and codec.layout else 0
+    disk = picture + sum(label_sizes(cfg.relabel, rows, cfg.dataset.image_size, classes))
+    for step in ("relabel", "relabel_real", "baseline"):
+        for number, (key, network) in enumerate(cfg.teachers_of(step).items()):
+            yield Cost(
+                step,
+                network.arch,
+                stems[key],
+                classes,
+                labelled,
+                "forward",
+                500,
+                disk if number == 0 else 0.0,
             )
 
 

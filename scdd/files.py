@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from scdd.errors import RunError, UserError
+from scdd.tables import size
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -97,6 +98,33 @@ def sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def link_or_copy(made: Path, shown: Path) -> None:
+    """Make the same file appear under another name; a copy where links do not work."""
+    temporary = shown.with_name(f".{shown.name}.link")
+    temporary.unlink(missing_ok=True)
+    try:
+        os.link(made, temporary)
+    except OSError:
+        shutil.copyfile(made, temporary)
+    temporary.replace(shown)
+    # Renaming onto another link of the same file does nothing, and leaves both.
+    temporary.unlink(missing_ok=True)
+
+
+def refuse_without_room(folder: Path, wanted: int, remedy: str) -> None:
+    """Refuse to begin what the disk has no room for; `remedy` would make it smaller.
+
+    Raises:
+        RunError: if fewer bytes than wanted are free.
+    """
+    free = shutil.disk_usage(folder).free
+    if free < wanted:
+        raise RunError(
+            f"{folder}: wants {size(wanted)} of disk, but {size(free)} are free; free some and run "
+            f"the same command again, or {remedy}"
+        )
 
 
 def refuse_if_full(path: Path, error: OSError) -> None:

@@ -1,27 +1,35 @@
 """`scdd inspect`: what a distilled file holds, in lines for people."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from scdd.distilled import DistilledFile, verify
+from scdd.distilled.computed_labels import TEACHER, check_teacher
+from scdd.distilled.labelling import load_labellers
+from scdd.distilled.reproduction import deviations
 from scdd.errors import FormatError
+from scdd.files import sha256_of
 from scdd.tables import size
 
 
-def describe(path: Path, thorough: bool) -> str:
+def describe(path: Path, thorough: bool, teachers: Sequence[Path] = ()) -> str:
     """Return a description of a distilled file.
 
     Args:
         path: the file.
         thorough: also read everything and check digests, ranges and finiteness.
+        teachers: weights of the networks that are to have labelled it; a sample is labelled again.
 
     Raises:
-        FormatError: if it is not a readable distilled file, or `thorough` finds a fault.
+        FormatError: if it is not a readable distilled file, `thorough` finds a fault, or the labels
+            are not those of `teachers`.
+        CheckpointError: if one of these cannot be read.
     """
     with DistilledFile(path) as file:
         header = file.header
         images = file.images()
-        views = file.views
+        labels = _soft_labels(file)
     per_class = f"ipc {header.ipc}" if header.ipc is not None else f"budget {header.budget_n}"
     lines = [
         f"{path} ({size(path.stat().st_size)})",
@@ -29,8 +37,9 @@ def describe(path: Path, thorough: bool) -> str:
         f"  dataset      {header.dataset}, {len(header.class_names)} classes: "
         + _some(header.class_names),
         f"  images       {len(images)} of {header.image_size} px, {per_class}, {header.kind}",
-        f"  soft labels  {_labels(header.target_kind, views)}",
+        f"  soft labels  {labels}",
         f"  teacher      {_teacher(header.teacher)}",
+        *(f"  labelled by  {_network(network)}" for network in _labellers(header.teacher)),
         f"  made by      scdd {header.versions.get('scdd', '?')}, "
         f"torch {header.versions.get('torch', '?')}, {header.created}",
         f"  digest       {header.digest}",
@@ -40,6 +49,8 @@ def describe(path: Path, thorough: bool) -> str:
         if faults:
             raise FormatError(f"{path}: {'; '.join(faults)}; make or download it again")
         lines.append("  verified     every digest, shape and range is right")
+    if teachers:
+        lines += _reproduced(path, teachers)
     return "\n".join(map(printable, lines))
 
 
@@ -50,22 +61,86 @@ def printable(text: str) -> str:
     )
 
 
+def _reproduced(path: Path, teachers: Sequence[Path]) -> list[str]:
+    """Lines on how near the labels of `teachers` are to those of the file.
+
+    Raises:
+        FormatError: if they are too far from each other, or cannot be compared.
+    """
+    with DistilledFile(path) as file:
+        if file.codec is None:
+            raise FormatError(f"{path}: holds no soft labels; leave --teacher out")
+        if not file.codec.layout:
+            for weights in teachers:
+                check_teacher(path, weights, file.header)
+            return ["  reproduced   these are the weights that compute the labels"]
+        odd = _others_than_recorded(file, teachers)
+        grouped = file.views is not None and "group" in file.views.parameters
+        networks = load_labellers(path, teachers, file.header, grouped)
+        found = list(deviations(file, networks))
+    far = [one for one in found if not one.share <= one.allowed]  # As is what is no number.
+    if far:
+        one = max(far, key=lambda one: one.share)
+        raise FormatError(
+            f"{path}: {odd}the label of image {one.image} in view {one.view} is {one.share:.1%} of "
+            f"the logit range off what {' and '.join(map(str, teachers))} says, more than the "
+            f"{one.allowed:.1%} that codec and device explain; give the weights that labelled this "
+            "file, or make or download it again"
+        )
+    one = max(found, key=lambda one: one.share)
+    return [
+        f"  reproduced   {odd}{len(found)} labels, the farthest {one.share:.3%} of the logit range "
+        f"off, {one.allowed:.1%} allowed"
+    ]
+
+
+def _others_than_recorded(file: DistilledFile, teachers: Sequence[Path]) -> str:
+    """What speaks against `teachers` as those who labelled a file, as the start of a sentence."""
+    teacher = file.header.teacher
+    recorded = [network.get("weights") for network in _labellers(teacher) or [teacher or {}]]
+    if len(recorded) != len(teachers):
+        return f"{len(recorded)} networks labelled the file, not {len(teachers)}; "
+    for weights in teachers:
+        if sha256_of(weights) not in recorded:
+            return f"{weights} is not what the file records as its labeller (other sha256); "
+    return ""
+
+
+def _labellers(teacher: dict[str, Any] | None) -> list[dict[str, Any]]:
+    """The networks whose mean the labels are, where they are not those of the teacher alone."""
+    listed = (teacher or {}).get("labellers")
+    return [one for one in listed if isinstance(one, dict)] if isinstance(listed, list) else []
+
+
 def _teacher(teacher: dict[str, Any] | None) -> str:
     if not teacher:
         return "none recorded"
-    top1 = teacher.get("val_top1")
+    return f"{_network(teacher)}, BatchNorm {teacher.get('bn', 'unknown')}"
+
+
+def _network(about: dict[str, Any]) -> str:
+    top1 = about.get("val_top1")
     score = f"{top1:.1f} %" if isinstance(top1, int | float) else "unknown"
+    epoch = about.get("epoch")
+    after = f", {epoch} epochs" if isinstance(epoch, int) else ""
     return (
-        f"{teacher.get('arch', 'unknown')}, {teacher.get('objective', 'unknown objective')}, "
-        f"validation top-1 {score}, BatchNorm {teacher.get('bn', 'unknown')}"
+        f"{about.get('arch', 'unknown')}, {about.get('objective', 'unknown objective')}, "
+        f"validation top-1 {score}{after}"
     )
 
 
-def _labels(target_kind: str, views: object) -> str:
-    if views is None:
+def _soft_labels(file: DistilledFile) -> str:
+    if file.views is None:
         return "none"
-    count, ops = views.count(), ", ".join(views.ops)  # type: ignore[attr-defined]
-    return f"{target_kind} on {count} views an image ({ops or 'whole images'})"
+    on = f"on {file.num_views} views an image ({', '.join(file.views.ops) or 'whole images'})"
+    if file.codec is None:
+        return f"none, class labels {on}"
+    kept = f"codec {file.codec.name}, {size(file.label_bytes)} with the views"
+    if not file.codec.layout:
+        weights = file.path.with_name(TEACHER)
+        there = size(weights.stat().st_size) if weights.is_file() else "not there"
+        kept += f", computed by {weights.name} beside the file ({there})"
+    return f"{file.header.target_kind} {on}, {kept}"
 
 
 def _some(names: tuple[str, ...]) -> str:

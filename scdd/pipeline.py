@@ -72,7 +72,7 @@ SCDD = (
         "relabel",
         run_relabel,
         ("relabel", "recipe"),
-        ("probe", "recover"),
+        ("probe", "probe_labellers", "recover"),
         ("distilled.h5",),
         reads_images=False,
         sharded=True,
@@ -88,7 +88,7 @@ SCDD = (
         "relabel_real",
         run_relabel,
         ("relabel", "recipe"),
-        ("probe", "recover_real"),
+        ("probe", "probe_labellers", "recover_real"),
         ("real_start.h5",),
         reads_images=False,
         sharded=True,
@@ -97,7 +97,7 @@ SCDD = (
         "baseline",
         run_baseline,
         ("relabel", "recipe", "ipc"),
-        ("probe",),
+        ("probe", "probe_labellers"),
         ("random_real.h5",),
         sharded=True,
     ),
@@ -148,9 +148,8 @@ def steps_of(cfg: RunConfig) -> tuple[Step, ...]:
 
 
 def _reads(cfg: RunConfig, step: str, earlier: str) -> bool:
-    """Whether a step reads an input of its list: labellers only where it recovers from them."""
-    section = cfg.recoveries.get(step)
-    return earlier != "probe_labellers" or section is None or section.uses_labellers
+    """Whether a step reads an input of its list: labellers only where it uses them."""
+    return earlier != "probe_labellers" or list(cfg.teachers_of(step)) != ["squeeze"]
 
 
 def plan(

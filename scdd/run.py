@@ -5,7 +5,6 @@ import json
 import os
 import platform
 import shlex
-import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from scdd.errors import ConfigError, UserError
-from scdd.files import refuse_if_full, sha256_of, write_json
+from scdd.files import link_or_copy, refuse_if_full, sha256_of, write_json
 
 PACKAGES = ("torch", "torchvision", "timm", "h5py", "numpy", "pydantic", "torch-pruning")
 
@@ -210,20 +209,7 @@ class RunDirectory:
     def show(self, step: str, names: tuple[str, ...]) -> None:
         """Show outputs of a step at the top of the run directory."""
         for name in names:
-            self._publish(self.path / step / name)
-
-    def _publish(self, made: Path) -> None:
-        """Make the same file appear at the top; a copy where links do not work."""
-        shown = self.path / made.name
-        temporary = shown.with_name(f".{shown.name}.link")
-        temporary.unlink(missing_ok=True)
-        try:
-            os.link(made, temporary)
-        except OSError:
-            shutil.copyfile(made, temporary)
-        temporary.replace(shown)
-        # Renaming onto another link of the same file does nothing, and leaves both.
-        temporary.unlink(missing_ok=True)
+            link_or_copy(self.path / step / name, self.path / name)
 
 
 def environment(device: str, threads: int) -> dict[str, Any]:

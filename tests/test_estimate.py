@@ -53,18 +53,25 @@ def test_labellers_cost_their_probe_and_their_turns(monkeypatch: pytest.MonkeyPa
     settings["squeeze_labellers"] = [supervised | {"batch": 64}, moco]
     settings["recover"] = {"teachers": "all", "iterations": 50}
     settings["recover_real"] = {"teachers": "labellers", "iterations": 5}
+    settings["relabel"] = {"teachers": "labellers", "views": 7, "crop": "none", "codec": "int8"}
+    settings["squeeze_labellers"][1]["keep_epochs"] = [3, 5]
     text = estimate(check(settings, "digits"), CPU)
 
-    def cells(step: str) -> list[str]:
+    def cells(step: str, column: int = 1) -> list[str]:
         rows = [line.split("|")[1:] for line in text.splitlines() if line.startswith(f"| {step} ")]
-        return [row[1].strip() for row in rows]
+        return [row[column].strip() for row in rows]
 
-    # 200 images, whole and as one crop; the supervised one has a classifier.
-    assert cells("probe_labellers") == ["400 x resnet14"]
+    # 200 images, whole and as one crop, after three epochs; the supervised one has a classifier.
+    assert cells("probe_labellers") == ["1.2e+03 x resnet14"]
     # 30 images in 50 iterations shared by three, in 5 by two.
     shares = ["510 x resnet8x2", "510 x resnet8", "480 x resnet14"]
     assert cells("recover") == shares
     assert cells("recover_real") == ["90 x resnet8", "60 x resnet14"]
+    for step in ("relabel", "relabel_real", "baseline"):
+        assert cells(step) == ["210 x resnet8", "210 x resnet14"]
+        # Pixels; 14 bytes a label and a bit an image in the file, 14 and a byte in the shards.
+        disk = 30 * 3 * 16**2 + 7 * (30 * 14 + 4) + 7 * (30 * 14 + 30)
+        assert cells(step, 3) == [f"{disk / 1000:.1f} kB", "0 B"]
 
 
 def test_it_refuses_a_file_that_the_run_would_refuse(stock: Path):

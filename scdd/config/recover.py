@@ -11,7 +11,7 @@ from pydantic import (
     model_validator,
 )
 
-from scdd.config.section import Probability, Section, Shares, Switch
+from scdd.config.section import Probability, Section, Shares, Switch, Teachers
 
 Start = Literal["noise", "real", "rded", "median"]
 Decay = Annotated[float, Field(ge=0, lt=1)]
@@ -60,9 +60,9 @@ class RecoverConfig(Section):
 
     # The loss
 
-    teachers: Literal["teacher", "labellers", "all"] = "teacher"
+    teachers: Teachers = "teacher"
     """From which networks: the probed backbone, those of `squeeze_labellers`, or all of them. They
-    take turns, one an iteration (EDC, arXiv:2404.13733); labels come from the backbone alone."""
+    take turns, one an iteration (EDC, arXiv:2404.13733)."""
     temperature: PositiveFloat = 1.0
     """Of the softmax in the cross-entropy."""
     label_smoothing: Decay = 0.0
@@ -113,16 +113,6 @@ class RecoverConfig(Section):
     and if it can be done."""
     save: Literal["lossless", "jpeg75"] = "lossless"
     """jpeg75: cut to 8 bits and once through JPEG of quality 75, as the paper's images were."""
-
-    @property
-    def uses_teacher(self) -> bool:
-        """Whether the probed backbone is among the teachers."""
-        return self.teachers != "labellers"
-
-    @property
-    def uses_labellers(self) -> bool:
-        """Whether the networks of `squeeze_labellers` are among the teachers."""
-        return self.teachers != "teacher"
 
     @model_validator(mode="after")
     def _merges_have_something_to_mix_in(self) -> Self:

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
-from scdd.config.section import Section, Shares
+from scdd.config.section import Section, Shares, Teachers
 
 
 class RandAugmentConfig(Section):
@@ -38,10 +38,17 @@ class RelabelConfig(Section):
     """BatchNorm of the teacher while labelling: stored statistics, or those of the group."""
     group: Annotated[int, Field(ge=2)] = 25
     """Images labelled, and later trained on, together when `teacher_bn` is batch."""
+    teachers: Teachers = "teacher"
+    """Which networks label: the probed backbone, those of `squeeze_labellers`, or all of them; a
+    label is the mean of their logits (arXiv:2501.07575)."""
+    epochs: dict[str, PositiveInt] = Field(default_factory=dict)
+    """Labellers, by arch, that label as they were after an earlier epoch, one of the `keep_epochs`
+    of their section; not given: the last. With few images a class the best labeller is a weak one
+    (arXiv:2406.10485)."""
     codec: Literal["full", "int8", "topk", "hard", "teacher"] = "full"
     """How soft labels are stored. full: float16 logits; int8: 256 steps between the smallest and
     the largest of a label; topk: the largest and one logit for all others; hard: none, views serve
-    training on class labels; teacher: none, the teacher's weights go with the file."""
+    training on class labels; teacher: none, the teacher's weights lie beside the file."""
     top: PositiveInt = 10
     """Logits of a label that topk keeps."""
     rest_temperature: PositiveFloat = 20.0

@@ -36,8 +36,8 @@ class RunConfig(Section):
     squeeze: SqueezeConfig = SqueezeConfig()
     squeeze_labellers: tuple[SqueezeConfig, ...] = ()
     """More networks, pre-trained beside the backbone; one of each architecture. Each becomes a
-    classifier, by its own head where it has one, else as `probe` says; `recover.teachers` uses
-    them."""
+    classifier, by its own head where it has one, else as `probe` says, and so does each of its
+    `keep_epochs`; `recover.teachers` and `relabel.teachers` use them."""
     probe: ProbeConfig = ProbeConfig()
     recover: RecoverConfig = RecoverConfig()
     relabel: RelabelConfig = RelabelConfig()
@@ -59,13 +59,18 @@ class RunConfig(Section):
         real = self.recover_real
         return {"recover": self.recover} | ({"recover_real": real} if real is not None else {})
 
+    @property
+    def choices_of_teachers(self) -> dict[str, RecoverConfig | RelabelConfig]:
+        """The sections that say which networks they use, by where they stand."""
+        return {**self.recoveries, "relabel": self.relabel}
+
     def teachers_of(self, step: str) -> dict[str, SqueezeConfig]:
-        """The networks that a step recovers images from, in the order of their turns."""
-        section = self.recoveries[step]
+        """The networks that a step recovers images from, or labels them with, in their order."""
+        wanted = self.recoveries.get(step, self.relabel).teachers
         return {
             name: network
             for name, network in self.squeezes.items()
-            if (section.uses_teacher if name == "squeeze" else section.uses_labellers)
+            if wanted in ("all", "teacher" if name == "squeeze" else "labellers")
         }
 
     @model_validator(mode="after")
@@ -108,31 +113,57 @@ class RunConfig(Section):
         return self
 
     @model_validator(mode="after")
-    def _teachers_that_take_turns_exist_and_see_the_same_pixels(self) -> Self:
+    def _teachers_exist_and_see_the_same_pixels(self) -> Self:
         ours, other = self.dataset, self.squeeze_dataset
         alike = other is None or (
             ours.mean is not None
             and ours.std is not None
             and (ours.mean, ours.std) == (other.mean, other.std)
         )
-        for name, section in self.recoveries.items():
+        for name, recovery in self.recoveries.items():
             turns = len(self.teachers_of(name))
-            if section.iterations < turns:
+            if recovery.iterations < turns:
                 raise ValueError(
-                    f"{name}.iterations is {section.iterations}, so not all of the {turns} "
+                    f"{name}.iterations is {recovery.iterations}, so not all of the {turns} "
                     "teachers that take turns would have one; raise it"
                 )
-            if section.uses_labellers and not self.squeeze_labellers:
+        for name, section in self.choices_of_teachers.items():
+            if section.teachers != "teacher" and not self.squeeze_labellers:
                 raise ValueError(
                     f"{name}.teachers is {section.teachers}, but squeeze_labellers lists no "
                     "network; list some there, or choose teacher"
                 )
-            if section.uses_labellers and section.uses_teacher and not alike:
+            if section.teachers == "all" and not alike:
                 raise ValueError(
                     f"{name}.teachers is {section.teachers}, but the backbone knows the pixel "
                     "statistics of squeeze_dataset and the labellers those of dataset; give both "
                     "the same mean and std, or choose teacher or labellers"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _epochs_that_label_are_kept(self) -> Self:
+        chosen = self.teachers_of("relabel")
+        labelling = {network.arch: network for name, network in chosen.items() if name != "squeeze"}
+        for arch, epoch in self.relabel.epochs.items():
+            if arch not in labelling:
+                known = ", ".join(labelling) or "none, as relabel.teachers is teacher"
+                raise ValueError(f"relabel.epochs: no labeller is a {arch}; labellers: {known}")
+            if epoch not in labelling[arch].keep_epochs:
+                raise ValueError(
+                    f"relabel.epochs: epoch {epoch} of {arch} is not kept; add it to keep_epochs "
+                    "of its section in squeeze_labellers"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _one_teacher_lies_beside_the_file(self) -> Self:
+        if self.relabel.codec == "teacher" and self.relabel.teachers != "teacher":
+            raise ValueError(
+                "relabel.codec is teacher, for which the weights of the probed teacher lie beside "
+                f"the file, but relabel.teachers is {self.relabel.teachers}; choose teacher, or "
+                "another codec"
+            )
         return self
 
     @model_validator(mode="after")

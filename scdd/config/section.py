@@ -26,6 +26,8 @@ Shares = Annotated[Range, AfterValidator(_share)]
 Triple = tuple[float, float, float]
 Switch = Literal["auto", "on", "off"]
 """YAML takes a bare `on` for a truth value; a section takes it for what was written."""
+Teachers = Literal["teacher", "labellers", "all"]
+"""The probed backbone, the networks of `squeeze_labellers`, or both."""
 
 
 class Section(BaseModel):

@@ -10,10 +10,11 @@ from torch import Tensor
 
 from scdd.augment import normalise
 from scdd.config.section import Triple
+from scdd.distilled.computed_labels import TEACHER, ComputedLabels
 from scdd.distilled.format import Header
 from scdd.distilled.hdf5 import refuse
 from scdd.distilled.reader import DistilledFile
-from scdd.distilled.records import MIXES, ViewRecords, group_sizes
+from scdd.distilled.records import MIXES, ViewRecords, group_members, group_sizes
 from scdd.distilled.views import hard_label_weights, render_views
 
 LABEL_BYTES = 16 * 2**20
@@ -41,6 +42,8 @@ class Batch:
 class DistilledDataset:
     """Images, labels and view records in memory; soft labels are read from the file view by view.
 
+    Where the codec is `teacher`, they are computed view by view instead.
+
     Holds the file's path, not a handle, so it may be forked, pickled and sent to other processes.
 
     Attributes:
@@ -50,7 +53,7 @@ class DistilledDataset:
         labels: int64 [N] on the device.
         records: the views on the device, or None where there are images alone.
         label_bytes: size of the stored soft labels and view records of these images; 0 where no
-            soft label serves.
+            soft label serves. Where the teacher computes them, its weights count.
     """
 
     def __init__(
@@ -61,10 +64,11 @@ class DistilledDataset:
         labels: Tensor,
         records: ViewRecords | None,
         label_bytes: int,
+        computed: ComputedLabels | None = None,
     ) -> None:
         self.path, self.header = path, header
         self.images, self.labels, self.records = images, labels, records
-        self.label_bytes = label_bytes
+        self.label_bytes, self._computed = label_bytes, computed
         self._digest = header.digest
         group = None if records is None else records.parameters.get("group")
         self._group_sizes = None if group is None else group_sizes(group.cpu())
@@ -72,8 +76,19 @@ class DistilledDataset:
         self._shown: tuple[int, Tensor] | None = None
 
     @classmethod
-    def open(cls, path: str | Path, device: torch.device | str = "cpu") -> Self:
+    def open(
+        cls,
+        path: str | Path,
+        device: torch.device | str = "cpu",
+        teacher: str | Path | None = None,
+    ) -> Self:
         """Read a distilled file onto a device, all but the soft labels.
+
+        Args:
+            path: the file.
+            device: where everything is kept and views are rendered.
+            teacher: weights of the teacher, where it is to compute the soft labels (codec
+                `teacher`); not given: teacher.safetensors beside the file.
 
         Raises:
             FormatError: if the file cannot be used.
@@ -81,8 +96,12 @@ class DistilledDataset:
         with DistilledFile(path) as file:
             records = None if file.views is None else file.views.to(device)
             images, labels = file.images().to(device), file.labels().to(device)
-            stored = file.label_bytes if file.codec is not None else 0
-            return cls(Path(path), file.header, images, labels, records, stored)
+            stored, computed = file.label_bytes if file.codec is not None else 0, None
+            if records is not None and file.codec is not None and not file.codec.layout:
+                weights = Path(teacher or file.path.with_name(TEACHER))
+                computed = ComputedLabels(file.path, weights, file.header, images, records)
+                stored = stored + computed.weight_bytes if computed.weight_bytes else 0
+            return cls(file.path, file.header, images, labels, records, stored, computed)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -140,13 +159,16 @@ class DistilledDataset:
         if self.records is not None:
             closed = _is_closed(self.records, count)
             records = _first_images(self.records, count, keep_all=closed)
+        computed = self._computed
+        fixed = computed.weight_bytes if computed is not None else 0
         found = DistilledDataset(
             self.path,
             dataclasses.replace(self.header, ipc=ipc),
             self.images[:count],
             self.labels[:count],
             records,
-            self.label_bytes * count // len(self) if closed else 0,
+            (self.label_bytes - fixed) * count // len(self) + fixed if closed else 0,
+            computed.first(count) if computed is not None and closed else None,
         )
         found._digest = self._digest
         return found
@@ -157,10 +179,34 @@ class DistilledDataset:
         A few views that follow are read with it and kept, as epochs ask for them in turn.
 
         Raises:
-            FormatError: if there are none, if they do not serve this subset, or if the file has
-                changed since it was opened.
+            FormatError: as `check_soft_labels` does, or if the file has changed since it was
+                opened.
+            CheckpointError: as `check_soft_labels` does.
         """
-        if not self.has_soft_labels:
+        self.check_soft_labels()
+        if self._computed is not None:
+            return self._computed.view(view)
+        if self._cached is None or not 0 <= view - self._cached[0] < len(self._cached[1]):
+            bytes_a_view = 4 * len(self) * len(self.classes)
+            last = min(view + max(1, LABEL_BYTES // bytes_a_view), self.num_views)
+            with DistilledFile(self.path, contents=False) as file:
+                if file.header.digest != self._digest:
+                    refuse(self.path, "the file has changed since it was opened", "open it again")
+                logits = [file.logits(number)[: len(self)] for number in range(view, last)]
+            self._cached = view, torch.stack(logits).to(self.images.device)
+        return self._cached[1][view - self._cached[0]]
+
+    def check_soft_labels(self) -> None:
+        """Refuse, before any is asked for, soft labels that do not serve.
+
+        Raises:
+            FormatError: if there are none, if they do not serve this subset, or if the teacher that
+                is to compute them is not there or another.
+            CheckpointError: if that teacher cannot be read.
+        """
+        if self._computed is not None:
+            self._computed.check()
+        elif not self.has_soft_labels:
             if self.header.target_kind == "none":
                 refuse(
                     self.path, "the file has no soft labels", "relabel it, or train on class labels"
@@ -171,15 +217,6 @@ class DistilledDataset:
                 "images per class",
                 f"relabel for ipc {self.header.ipc}",
             )
-        if self._cached is None or not 0 <= view - self._cached[0] < len(self._cached[1]):
-            bytes_a_view = 4 * len(self) * len(self.classes)
-            last = min(view + max(1, LABEL_BYTES // bytes_a_view), self.num_views)
-            with DistilledFile(self.path, contents=False) as file:
-                if file.header.digest != self._digest:
-                    refuse(self.path, "the file has changed since it was opened", "open it again")
-                logits = [file.logits(number)[: len(self)] for number in range(view, last)]
-            self._cached = view, torch.stack(logits).to(self.images.device)
-        return self._cached[1][view - self._cached[0]]
 
     def epoch(
         self, epoch: int, batch: int, generator: torch.Generator, skip: int = 0
@@ -206,7 +243,7 @@ class DistilledDataset:
             parts[-2:] = [torch.cat(parts[-2:])]
         if self._group_sizes is not None:
             assert self.records is not None
-            members = _members(self.records.parameters["group"][view].cpu())
+            members = group_members(self.records.parameters["group"][view].cpu())
             parts = [torch.cat([members[group] for group in part.tolist()]) for part in parts]
         return (self._batch(view, part) for part in parts[skip:])
 
@@ -284,9 +321,3 @@ def _first_images(records: ViewRecords, count: int, keep_all: bool) -> ViewRecor
     dropped = () if keep_all else ("partner", "lambda", "box", "group")
     parameters = {n: p[:, :count] for n, p in records.parameters.items() if n not in dropped}
     return ViewRecords(ops, parameters, records.padding) if parameters else None
-
-
-def _members(group: Tensor) -> list[Tensor]:
-    """Indices of the images of each group."""
-    sizes = group.unique(return_counts=True)[1].tolist()
-    return list(group.argsort(stable=True).split(sizes))

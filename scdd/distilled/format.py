@@ -56,7 +56,8 @@ class Header:
     """The resolved configuration; shown, never acted on."""
     versions: dict[str, str] = field(default_factory=dict)
     teacher: dict[str, Any] | None = None
-    """arch, stem, objective, epoch, val_top1, weights digest, bn mode."""
+    """arch, stem, objective, epoch, val_top1, weights digest, bn mode; and `labellers`, a list of
+    the first six of each network, where labels are not those of this one alone."""
     created: str = ""
     """ISO 8601; the writer fills it in when empty. The only field that the digest leaves out."""
     digest: str = ""

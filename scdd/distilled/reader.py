@@ -115,9 +115,10 @@ class DistilledFile:
         groups = (VIEWS, SOFT_LABELS)
         return sum(_bytes(d) for name, d in self._datasets.items() if name.startswith(groups))
 
-    def images(self) -> Tensor:
-        """Return all images, uint8 [N, 3, S, S]."""
-        return torch.from_numpy(self._read(IMAGES))
+    def images(self, rows: slice = slice(None)) -> Tensor:
+        """Return images, uint8 [N or rows, 3, S, S]."""
+        with damage_refused(self.path):
+            return torch.from_numpy(self._datasets[IMAGES][rows])
 
     def labels(self) -> Tensor:
         """Return all class labels, int64 [N]; -1 is none."""

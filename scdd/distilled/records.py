@@ -196,6 +196,12 @@ def _has_shape(values: Tensor, shape: Sequence[int | None]) -> bool:
     )
 
 
+def group_members(group: Tensor) -> list[Tensor]:
+    """Indices of the images of each group, of the groups [N] of one view."""
+    sizes = group.unique(return_counts=True)[1].tolist()
+    return list(group.argsort(stable=True).split(sizes))
+
+
 def _in_range(name: str, values: Tensor, padding: int, count: int, size: int) -> bool:
     if name == "lambda":
         # False for NaN.

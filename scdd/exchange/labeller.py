@@ -18,8 +18,6 @@ from scdd.models import recreate
 from scdd.progress import Bar
 from scdd.stages.relabel import relabel
 
-IMAGES_PER_BLOCK = 20_000
-
 
 @dataclass(frozen=True, eq=False)
 class Labeller:
@@ -49,15 +47,13 @@ class Labeller:
         device: torch.device,
     ) -> Iterator[tuple[ViewRecords, Arrays]]:
         """Yield views of images uint8 [N, 3, S, S] with their labels as the codec stores them."""
-        stride = max(1, IMAGES_PER_BLOCK // len(images))
+        views, encode = range(cfg.views), codec.encode if codec is not None else None
         with Bar("relabel", cfg.views) as bar:
-            for first in range(0, cfg.views, stride):
-                last = min(first + stride, cfg.views)
-                records, logits = relabel(
-                    cfg, self.network, images, self.mean, self.std, seed, first, last, device
-                )
-                yield records, codec.encode(logits) if codec is not None else {}
-                bar.advance(last - first)
+            for block in relabel(
+                cfg, [self.network], images, self.mean, self.std, seed, views, device, encode
+            ):
+                yield block
+                bar.advance()
 
 
 def load_labeller(path: Path) -> Labeller:

@@ -32,8 +32,10 @@ def open_for_training(
         ConfigError: if the batch does not fit the groups of the stored views.
     """
     data = DistilledDataset.open(path, device)
-    if "soft" in kinds and not data.has_soft_labels:
+    if "soft" in kinds and data.header.target_kind == "none":
         raise FormatError(f"{path}: holds no soft labels; train with --labels hard")
+    if "soft" in kinds:
+        data.check_soft_labels()
     try:
         steps_per_epoch(cfg, data)
     except ValueError as error:

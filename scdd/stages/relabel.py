@@ -1,78 +1,58 @@
 """Relabel: the teacher's logits on stored views of the distilled images (SC-DD, Eq. 10)."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from scdd.augment import normalise
 from scdd.config.relabel import RelabelConfig
 from scdd.config.section import Triple
-from scdd.distilled.views import ViewRecords, render_views, sample_views
+from scdd.distilled.labelling import IMAGES_A_PASS, Labellers, label_views, passes
+from scdd.distilled.soft_labels import Arrays
+from scdd.distilled.views import ViewRecords, sample_views
 from scdd.training import fitting_threads
 
 
-@torch.no_grad()
 def relabel(
     cfg: RelabelConfig,
-    teacher: nn.Module,
+    teachers: Sequence[nn.Module],
     images: Tensor,
     mean: Triple,
     std: Triple,
     seed: int,
-    first: int,
-    last: int,
+    views: Iterable[int],
     device: torch.device,
-    batch: int = 500,
-) -> tuple[ViewRecords, Tensor]:
-    """Label views first .. last - 1; return their records and logits float32 [V, N, C].
+    encode: Callable[[Tensor], Arrays] | None,
+    batch: int = IMAGES_A_PASS,
+) -> Generator[tuple[ViewRecords, Arrays], None, None]:
+    """Yield the records of each view and what is kept of its labels, every tensor [1, N, ...].
+
+    Never are the pixels or the logits of a whole view in memory.
 
     Args:
-        images: uint8 [N, 3, S, S].
-        batch: images per forward pass; no effect on the labels with running statistics.
+        teachers: networks; a label is the mean of their logits.
+        images: uint8 [N, 3, S, S], on any device, or mapped from a file.
+        mean, std: of the pixels, as the teachers know them.
+        encode: from logits float32 [B, C] to what is kept of them; None: nothing is, so no label is
+            made.
+        batch: images per forward pass; no effect on the labels but rounding.
     """
-    records = sample_views(cfg, len(images), images.shape[-1], seed, first, last)
-    images, labels = images.to(device), []
-    together = cfg.group if cfg.teacher_bn == "batch" else batch
-    example = images[:1].float().expand(together, -1, -1, -1)
-    with (
-        fitting_threads(teacher.to(device), example, passes=1),
-        _frozen(teacher, cfg.teacher_bn == "batch"),
-    ):
-        for view in range(last - first):
-            parts = _parts(records, view, len(images), batch)
-            order = torch.cat(parts).to(device)
-            logits = torch.cat(
-                [
-                    teacher(normalise(render_views(images, records, view, part), mean, std))
-                    for part in parts
-                ]
-            )
-            labels.append(logits.float()[order.argsort()].cpu())
-    return records, torch.stack(labels)
-
-
-def _parts(records: ViewRecords, view: int, count: int, batch: int) -> list[Tensor]:
-    """Indices that go through the teacher together: its groups, or any cut."""
-    if "group" not in records.parameters:
-        return list(torch.arange(count).split(batch))
-    group = records.parameters["group"][view].long()
-    sizes = torch.bincount(group).tolist()
-    return list(group.argsort(stable=True).split(sizes))
-
-
-@contextmanager
-def _frozen(teacher: nn.Module, batch_statistics: bool) -> Iterator[None]:
-    """Eval mode; with `batch_statistics` BatchNorm uses those of its input, buffers untouched."""
-    teacher.eval()
-    norms = [m for m in teacher.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    buffers = [(norm.running_mean, norm.running_var) for norm in norms]
-    try:
-        if batch_statistics:
-            for norm in norms:
-                norm.running_mean = norm.running_var = None
-        yield
-    finally:
-        for norm, (mean, var) in zip(norms, buffers, strict=True):
-            norm.running_mean, norm.running_var = mean, var
+    count, grouped = len(images), cfg.teacher_bn == "batch"
+    labellers = Labellers(teachers, grouped).to(device)
+    example = torch.empty(min(batch, count), *images.shape[1:], device=device)
+    with fitting_threads(teachers[0].to(device), example, passes=len(teachers)):
+        for view in views:
+            records = sample_views(cfg, count, images.shape[-1], seed, view, view + 1)
+            kept: dict[str, np.ndarray] = {}
+            if encode is not None:
+                parts = passes(records, 0, count, batch)
+                for rows, logits in label_views(
+                    labellers, images, records, 0, mean, std, device, parts
+                ):
+                    for name, values in encode(logits).items():
+                        part = values.cpu().numpy()  # Torch cannot put uint16 in places.
+                        if name not in kept:
+                            kept[name] = np.empty((1, count, *part.shape[1:]), part.dtype)
+                        kept[name][0, rows.numpy()] = part
+            yield records, {name: torch.from_numpy(values) for name, values in kept.items()}

@@ -8,13 +8,14 @@ from scdd.steps.context import Arm, Context, check_later_steps
 from scdd.steps.posttrain import run_posttrain, student_seed
 from scdd.steps.probe import run_probe, run_probe_labellers
 from scdd.steps.recover import run_recover
-from scdd.steps.relabel import run_baseline, run_relabel
+from scdd.steps.relabel import label_sizes, run_baseline, run_relabel
 from scdd.steps.squeeze import load_instead, run_squeeze, run_squeeze_labellers
 
 __all__ = [
     "Arm",
     "Context",
     "check_later_steps",
+    "label_sizes",
     "load_instead",
     "run_baseline",
     "run_posttrain",

@@ -1,8 +1,10 @@
 """What every step may use: the configuration, the run directory, the images, the arms."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,7 +13,7 @@ from torch import nn
 from scdd.checkpoint import Checkpoint, fill, load_weights
 from scdd.config.run import RunConfig
 from scdd.datasets import Dataset, load_dataset
-from scdd.distilled import Header
+from scdd.distilled import Header, codec_of
 from scdd.distributed import World
 from scdd.errors import ConfigError, DataError
 from scdd.files import sha256_of
@@ -73,11 +75,27 @@ class Context:
         checkpoint = self.checkpoint(step, shard)
         return checkpoint if self.world.leads else Checkpoint(checkpoint.path, math.inf)
 
-    def network(self, step: str, file: str) -> tuple[nn.Module, dict[str, Any]]:
-        """A network written by an earlier step, on the device, with what was recorded about it."""
-        path = self.run.path / step / file
+    def network(self, *names: str) -> tuple[nn.Module, dict[str, Any]]:
+        """A network written by an earlier step, on the device, with what was recorded about it.
+
+        `names` lead to its file: the step, folders below it if any, the file.
+        """
+        path = self.run.path.joinpath(*names)
         weights, about = load_weights(path)
         return fill(recreate(about), weights, path).to(self.device), about
+
+    def teacher_files(self, step: str) -> list[tuple[str, ...]]:
+        """Where the networks lie that a step uses (`RunConfig.teachers_of`), as `network` wants it.
+
+        A labeller labels as it was after the epoch that `relabel.epochs` names.
+        """
+        epochs = {} if step in self.cfg.recoveries else self.cfg.relabel.epochs
+        return [
+            ("probe", "teacher.safetensors")
+            if name == "squeeze"
+            else ("probe_labellers", network.arch, teacher_file(epochs.get(network.arch)))
+            for name, network in self.cfg.teachers_of(step).items()
+        ]
 
     def arms(self) -> list[Arm]:
         """The arms of this configuration."""
@@ -86,11 +104,13 @@ class Context:
 
 
 def check_later_steps(cfg: RunConfig, dataset: Dataset) -> None:
-    """Refuse what `baseline` and `posttrain` would refuse hours later.
+    """Refuse what `baseline`, `relabel` and `posttrain` would refuse hours later.
 
     Raises:
-        UserError: if a class has too few images, or a batch cannot hold a group.
+        UserError: if a class has too few images, a codec does not fit the number of classes, or a
+            batch cannot hold a group.
     """
+    codec_of(cfg.relabel, len(dataset.classes))
     count = len(random_real(dataset.train, cfg.ipc, cfg.seed))
     largest = min(cfg.relabel.group, count) if cfg.relabel.teacher_bn == "batch" else 0
     if cfg.posttrain.micro_batch < largest:
@@ -103,39 +123,64 @@ def check_later_steps(cfg: RunConfig, dataset: Dataset) -> None:
         )
 
 
+def kept(epoch: int | None) -> str:
+    """What ends the names of files of a network as it was after an epoch; None: the last."""
+    return "" if epoch is None else f"-epoch-{epoch:04d}"
+
+
+def teacher_file(epoch: int | None) -> str:
+    """Name of the weights of a labeller."""
+    return f"teacher{kept(epoch)}.safetensors"
+
+
 def about_network(model: nn.Module) -> dict[str, Any]:
     names = ("arch", "image_size", "num_classes", "stem", "stem_spec")
     return {name: getattr(model, name) for name in names}
 
 
 def header_of(
-    context: Context, teacher: dict[str, Any], target_kind: str, method: str | None = None
+    context: Context,
+    about: dict[str, Any],
+    target_kind: str,
+    method: str | None = None,
+    labellers: Sequence[Path] = (),
 ) -> Header:
+    """Header of a file of the run.
+
+    Args:
+        context: of the run, whose teacher is recorded.
+        about: a network that knows the classes and the pixel statistics of the file.
+        target_kind: of the soft labels.
+        method: how the images came to be; not given: that of the run.
+        labellers: weights of the networks whose mean the labels are, if not that teacher's alone.
+    """
     cfg = context.cfg
-    weights = context.run.path / "probe" / "teacher.safetensors"
+    teacher = _record(context.run.path / "probe" / "teacher.safetensors")
+    teacher["bn"] = cfg.relabel.teacher_bn
+    if labellers:
+        teacher["labellers"] = [_record(path) for path in labellers]
     return Header(
         kind="dense",
         target_kind=target_kind,
-        target_dim=len(teacher["classes"]) if target_kind == "logits" else 0,
+        target_dim=len(about["classes"]) if target_kind == "logits" else 0,
         method=method or cfg.method,
         recipe=cfg.recipe,
         dataset=cfg.dataset.name,
-        class_names=tuple(teacher["classes"]),
-        mean=tuple(teacher["mean"]),
-        std=tuple(teacher["std"]),
-        image_size=teacher["image_size"],
+        class_names=tuple(about["classes"]),
+        mean=tuple(about["mean"]),
+        std=tuple(about["std"]),
+        image_size=about["image_size"],
         ipc=cfg.ipc,
         budget_n=None,
         seed=cfg.seed,
         config=cfg.model_dump(mode="json"),
         versions=versions(),
-        teacher={
-            "arch": teacher["arch"],
-            "stem": teacher["stem"],
-            "objective": teacher["objective"],
-            "epoch": teacher["epoch"],
-            "val_top1": teacher["val_top1"],
-            "weights": sha256_of(weights),
-            "bn": cfg.relabel.teacher_bn,
-        },
+        teacher=teacher,
     )
+
+
+def _record(weights: Path) -> dict[str, Any]:
+    """What a file says of a network that had to do with it."""
+    _, about = load_weights(weights)
+    names = ("arch", "stem", "objective", "epoch", "val_top1")
+    return {name: about[name] for name in names} | {"weights": sha256_of(weights)}

@@ -12,11 +12,10 @@ from scdd.preflight import accuracy_floor, check_teacher
 from scdd.progress import Bar, say
 from scdd.seeding import generator
 from scdd.stages.probe import FeatureShard, Head, probe, shard_features, shards_of
-from scdd.steps.context import Context, about_network
+from scdd.steps.context import Context, about_network, kept, teacher_file
 from scdd.steps.shards import remove_shards
 from scdd.tables import size
 
-CLASSIFIER = "classifier.safetensors"
 IMAGENET_CLASSES = 1000
 
 
@@ -31,28 +30,40 @@ def run_probe(context: Context, step: str) -> tuple[str, ...]:
 def run_probe_labellers(context: Context, step: str) -> tuple[str, ...]:
     """ARCH/backbone -> ARCH/teacher.safetensors, as `run_probe` does, for each of several networks.
 
-    One that brought a classifier keeps it.
+    One that brought a classifier keeps it. So become the backbones that squeeze has kept of earlier
+    epochs, which may be as weak as they are.
     """
     cfg = context.cfg
+    made: tuple[str, ...] = ()
     for number, squeezed in enumerate(cfg.squeeze_labellers):
-        brought = (context.run.path / "squeeze_labellers" / squeezed.arch / CLASSIFIER).exists()
-        settings = cfg.probe.model_copy(update={"solver": "given"}) if brought else cfg.probe
+        arch, folder = squeezed.arch, context.run.path / "squeeze_labellers" / squeezed.arch
         seed = generator(cfg.seed, step, number).initial_seed()
-        _make_teacher(context, step, "squeeze_labellers", squeezed.arch, settings, seed)
-        _check_teacher(context, step, squeezed.arch, squeezed)
-    return tuple(f"{squeezed.arch}/teacher.safetensors" for squeezed in cfg.squeeze_labellers)
+        for epoch in (None, *squeezed.keep_epochs):
+            brought = (folder / _classifier_file(epoch)).exists()
+            settings = cfg.probe.model_copy(update={"solver": "given"}) if brought else cfg.probe
+            _make_teacher(context, step, "squeeze_labellers", arch, settings, seed, epoch)
+            made += (f"{arch}/{teacher_file(epoch)}",)
+        _check_teacher(context, step, arch, squeezed)
+    return made
 
 
 def _make_teacher(
-    context: Context, step: str, squeeze: str, subfolder: str, cfg: ProbeConfig, seed: int
+    context: Context,
+    step: str,
+    squeeze: str,
+    subfolder: str,
+    cfg: ProbeConfig,
+    seed: int,
+    epoch: int | None = None,
 ) -> None:
     """Probe the backbone in a subfolder of the step `squeeze`; the teacher has the same place.
 
-    Ranks share the features, which lie in shards until the teacher is there; one rank fits it.
+    `epoch` tells which of those that squeeze has kept; None: the last. Ranks share the features,
+    which lie in shards until the teacher is there; one rank fits it.
     """
     data, folder = context.dataset, context.run.folder(step) / subfolder
-    target, shards = folder / "teacher.safetensors", folder / "features"
-    backbone, about = context.network(squeeze, str(Path(subfolder, "backbone.safetensors")))
+    target, shards = folder / teacher_file(epoch), folder / f"features{kept(epoch)}"
+    backbone, about = context.network(squeeze, subfolder, f"backbone{kept(epoch)}.safetensors")
     train, val = (with_statistics(s, about["mean"], about["std"]) for s in (data.train, data.val))
 
     def path(shard: FeatureShard) -> Path:
@@ -73,9 +84,9 @@ def _make_teacher(
     context.world.barrier()
     if not context.world.leads:
         return
-    checkpoint = context.checkpoint(step, subfolder)
+    checkpoint = context.checkpoint(step, subfolder + kept(epoch))
     if not target.exists():
-        head = context.run.path / squeeze / subfolder / CLASSIFIER
+        head = context.run.path / squeeze / subfolder / _classifier_file(epoch)
         result = probe(
             cfg,
             backbone,
@@ -93,11 +104,20 @@ def _make_teacher(
             "val_top1": result.accuracy.top1,
             "val_top5": result.accuracy.top5,
         }
-        context.run.log(step, arch=about["arch"], **found, tried=list(result.tried.items()))
+        tried = list(result.tried.items())
+        context.run.log(step, arch=about["arch"], epoch=about["epoch"], **found, tried=tried)
         about = {**about, **about_network(result.teacher), "classes": train.classes, **found}
         save_weights(target, result.teacher.state_dict(), about)
     checkpoint.remove()
     remove_shards(shards)
+    if epoch is not None:
+        top1 = load_weights(target)[1]["val_top1"]
+        say(f"  {subfolder} after epoch {epoch}: {top1:.1f} % on the validation images")
+
+
+def _classifier_file(epoch: int | None) -> str:
+    """Name of the classifier that squeeze leaves beside a backbone, if it has taught one."""
+    return f"classifier{kept(epoch)}.safetensors"
 
 
 def _check_teacher(context: Context, step: str, labeller: str, squeezed: SqueezeConfig) -> None:

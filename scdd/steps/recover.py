@@ -115,12 +115,7 @@ def _shard(shards: Path, group: list[Batch]) -> Path:
 
 def _teachers(context: Context, step: str) -> tuple[list[nn.Module], Triple, Triple]:
     """The networks that take turns, and the mean and std that their pixels have in common."""
-    found = [
-        context.network("probe", "teacher.safetensors")
-        if name == "squeeze"
-        else context.network("probe_labellers", f"{network.arch}/teacher.safetensors")
-        for name, network in context.cfg.teachers_of(step).items()
-    ]
+    found = [context.network(*names) for names in context.teacher_files(step)]
     _, about = found[0]
     assert all(other["classes"] == about["classes"] for _, other in found)
     return [teacher for teacher, _ in found], about["mean"], about["std"]

@@ -1,85 +1,210 @@
 """Steps relabel, relabel_real and baseline: images to distilled files."""
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager, nullcontext
+from itertools import chain, islice
 from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from scdd.checkpoint import load_weights, save_weights
-from scdd.distilled import Arrays, DistilledDataset, ViewRecords, codec_of, write_distilled
+from scdd.config.relabel import RelabelConfig
+from scdd.distilled import (
+    Arrays,
+    DistilledFile,
+    ViewRecords,
+    codec_of,
+    record_bytes,
+    sample_views,
+    write_distilled,
+)
+from scdd.distilled.computed_labels import TEACHER
+from scdd.files import link_or_copy, refuse_without_room, scratch
 from scdd.progress import Bar, say
 from scdd.stages.relabel import relabel
 from scdd.stages.select import random_real
 from scdd.steps.context import ARMS, Context, header_of
-from scdd.steps.shards import finished, remove_shards
+from scdd.steps.shards import remove_shards
 from scdd.tables import size
 
-IMAGES_PER_SHARD = 20_000
+IMAGES_PER_SHARD = 2_000
+"""What a kill loses at most, or a view if that is more."""
+IMAGES_IN_MEMORY = 2**30
+"""Bytes; more are mapped from a file."""
+READ_BYTES = 2**26
+"""Bytes of images that are read at a time."""
 LABELS = "labels"
 """Before the names of encoded labels in a shard; parameters of the views have none."""
 
+Read = Callable[[int, int], Tensor]
+"""From first and last to images first .. last - 1, uint8 [B, 3, S, S]."""
+
 
 def run_relabel(context: Context, step: str) -> tuple[str, ...]:
-    """teacher + recovered images -> the distilled file."""
+    """Networks that label + recovered images -> the distilled file."""
     source = "recover_real" if step == "relabel_real" else "recover"
-    data = DistilledDataset.open(context.run.path / source / "images.h5")
-    file = next(arm.file for arm in ARMS if arm.step == step)
-    return _label(context, step, data.images, data.labels, file, context.cfg.method)
+    arm = next(arm for arm in ARMS if arm.step == step)
+    with DistilledFile(context.run.path / source / "images.h5") as data:
+
+        def read(first: int, last: int) -> Tensor:
+            return data.images(slice(first, last))
+
+        return _label(context, step, read, data.labels(), arm.file, context.cfg.method)
 
 
 def run_baseline(context: Context, step: str) -> tuple[str, ...]:
-    """Random real images at the same ipc, labelled by the same teacher in the same way."""
+    """Random real images at the same ipc, labelled by the same networks in the same way."""
     train = context.dataset.train
     rows = random_real(train, context.cfg.ipc, context.cfg.seed)
-    return _label(
-        context, step, train.read(rows).cpu(), train.labels[rows], "random_real.h5", "random"
-    )
+
+    def read(first: int, last: int) -> Tensor:
+        return train.read(rows[first:last]).cpu()
+
+    return _label(context, step, read, train.labels[rows], "random_real.h5", "random")
+
+
+class LabelSizes(NamedTuple):
+    """Bytes that labels take."""
+
+    labels: int
+    """Soft labels in the file."""
+    views: int
+    """View records in the file."""
+    shards: int
+    """Both until the file is there."""
+
+
+def label_sizes(cfg: RelabelConfig, count: int, image_size: int, classes: int) -> LabelSizes:
+    """How much the labels of `count` images take."""
+    codec = codec_of(cfg, classes)
+    labels = cfg.views * count * codec.bytes_a_label if codec is not None else 0
+    example = sample_views(cfg, count, image_size, 0, 0, 1).parameters
+    unpacked = sum(values.nbytes for values in example.values())
+    steps = cfg.randaugment.count if cfg.randaugment is not None else 0
+    stored = record_bytes(example, count, steps)
+    return LabelSizes(labels, cfg.views * stored, labels + cfg.views * unpacked)
 
 
 def _label(
-    context: Context, step: str, images: Tensor, labels: Tensor, file: str, method: str
+    context: Context, step: str, read: Read, labels: Tensor, file: str, method: str
 ) -> tuple[str, ...]:
-    """Label stored views shard by shard, then write the distilled file from the shards."""
-    cfg = context.cfg.relabel
-    teacher, about = context.network("probe", "teacher.safetensors")
+    """Write the distilled file, and beside it the teacher if that is to compute the labels."""
+    folder, leads = context.run.folder(step), context.world.leads
+    if not (folder / file).exists():
+        _make(context, step, read, labels, folder / file, method)
+    if leads:
+        remove_shards(folder / "shards")
+    if context.cfg.relabel.codec != "teacher":
+        return (file,)
+    if leads:
+        (names,) = context.teacher_files(step)
+        link_or_copy(context.run.path.joinpath(*names), folder / TEACHER)
+    return (file, TEACHER)
+
+
+def _make(
+    context: Context, step: str, read: Read, labels: Tensor, target: Path, method: str
+) -> None:
+    """Label stored views shard by shard, then write the distilled file from the shards.
+
+    Ranks share the shards; what is finished of them outlives any of the ranks.
+    """
+    cfg, files = context.cfg.relabel, context.teacher_files(step)
+    networks = [context.network(*names) for names in files]
+    _, about = networks[0]
+    assert all(other["classes"] == about["classes"] for _, other in networks)
     codec = codec_of(cfg, len(about["classes"]))
-    bytes_a_label = codec.bytes_a_label if codec is not None else 0
-    say(f"  soft labels: {size(bytes_a_label * cfg.views * len(images))} ({cfg.codec})")
-    target, shards = context.run.folder(step) / file, context.run.folder(step) / "shards"
-    stride = max(1, IMAGES_PER_SHARD // len(images))
-    ranges = [(first, min(first + stride, cfg.views)) for first in range(0, cfg.views, stride)]
-    mine = context.world.share(ranges)
-    with Bar(step, sum(last - first for first, last in mine)) as bar:
-        for first, last in mine:
-            shard = shards / f"views-{first:05d}.safetensors"
-            if not (shard.exists() or target.exists()):
-                records, logits = relabel(
-                    cfg,
-                    teacher,
-                    images,
-                    about["mean"],
-                    about["std"],
-                    context.cfg.seed,
-                    first,
-                    last,
-                    context.device,
-                )
-                encoded = codec.encode(logits) if codec is not None else {}
-                tensors = {f"{LABELS}.{name}": values for name, values in encoded.items()}
-                about_views = {"ops": records.ops, "padding": records.padding}
-                save_weights(shard, tensors | records.parameters, about_views)
-            bar.advance(last - first)
+    shape = (len(labels), 3, about["image_size"], about["image_size"])
+    planned = _shards(target.with_name("shards"), cfg.views, len(labels))
+    # Listed by all before any goes on, so that all agree on what is left, however many they are.
+    left = [shard for shard in planned if not shard.exists()]
+    _check_disk(cfg, shape, len(about["classes"]), target.parent, len(left) / len(planned))
     context.world.barrier()
-    if context.world.leads and not target.exists():
-        header = header_of(context, about, "none" if codec is None else "logits", method)
-        write_distilled(target, header, images, labels.int(), _blocks(shards), cfg.views, codec)
-    if context.world.leads:
-        remove_shards(shards)
-    return (file,)
+    mine = context.world.share(left)
+    with _at_hand(target.with_name("pixels"), shape, read) as images:
+        made = relabel(
+            cfg,
+            [network for network, _ in networks],
+            images,
+            about["mean"],
+            about["std"],
+            context.cfg.seed,
+            chain.from_iterable(planned[shard] for shard in mine),
+            context.device,
+            codec.encode if codec is not None and codec.layout else None,
+        )
+        with Bar(step, sum(len(planned[shard]) for shard in mine)) as bar, closing(made):
+            for shard in mine:
+                blocks = []
+                for block in islice(made, len(planned[shard])):
+                    blocks.append(block)
+                    bar.advance()
+                _save(shard, blocks)
+        context.world.barrier()
+        if context.world.leads:
+            labellers = files if cfg.teachers != "teacher" else []
+            paths = [context.run.path.joinpath(*names) for names in labellers]
+            kind = "none" if codec is None else "logits"
+            header = header_of(context, about, kind, method, paths)
+            stored = _blocks(planned)
+            write_distilled(target, header, images, labels.int(), stored, cfg.views, codec)
 
 
-def _blocks(shards: Path) -> Iterator[tuple[ViewRecords, Arrays]]:
-    for path in finished(shards):
+def _shards(folder: Path, views: int, count: int) -> dict[Path, range]:
+    """The files of all shards, in order, and their views of `count` images."""
+    stride = max(1, IMAGES_PER_SHARD // count)
+    parts = [range(first, min(first + stride, views)) for first in range(0, views, stride)]
+    return {folder / f"views-{p.start:06d}-{p.stop - 1:06d}.safetensors": p for p in parts}
+
+
+def _check_disk(
+    cfg: RelabelConfig, shape: Sequence[int], classes: int, folder: Path, left: float
+) -> None:
+    """Say how much labels take, and refuse to begin if the share `left` of them has no room."""
+    sizes, pixels = label_sizes(cfg, shape[0], shape[-1], classes), math.prod(shape)
+    images = pixels * (2 if pixels > IMAGES_IN_MEMORY else 1)
+    most = sizes.labels + sizes.views + sizes.shards + images
+    say(
+        f"  soft labels: {size(sizes.labels)} ({cfg.codec}), views: {size(sizes.views)}; "
+        f"{size(most)} of disk until the step is done"
+    )
+    there = round((1 - left) * sizes.shards)
+    remedy = "lower relabel.views or choose another relabel.codec"
+    refuse_without_room(folder, most - there, remedy)
+
+
+@contextmanager
+def _at_hand(near: Path, shape: tuple[int, ...], read: Read) -> Iterator[Tensor]:
+    """All images, uint8 [N, 3, S, S], read piece by piece; where they are many, out of memory."""
+    each = math.prod(shape[1:])
+    many = shape[0] * each > IMAGES_IN_MEMORY
+    with scratch(near, shape[0] * each) if many else nullcontext() as file:
+        pixels = np.memmap(file, np.uint8, "r+", shape=shape) if file else np.empty(shape, np.uint8)
+        step = max(1, READ_BYTES // each)
+        for first in range(0, shape[0], step):
+            last = min(first + step, shape[0])
+            pixels[first:last] = read(first, last).numpy()
+        yield torch.from_numpy(pixels)
+
+
+def _save(shard: Path, blocks: Sequence[tuple[ViewRecords, Arrays]]) -> None:
+    """Write the views of a shard."""
+    records = ViewRecords.cat([records for records, _ in blocks])
+    several = len(blocks) > 1  # One view alone may be as large as all else, so it is not copied.
+    tensors = {
+        f"{LABELS}.{name}": torch.cat([kept[name] for _, kept in blocks]) if several else values
+        for name, values in blocks[0][1].items()
+    }
+    about = {"ops": records.ops, "padding": records.padding}
+    save_weights(shard, tensors | records.parameters, about)
+
+
+def _blocks(shards: Iterable[Path]) -> Iterator[tuple[ViewRecords, Arrays]]:
+    for path in shards:
         tensors, about = load_weights(path)
         names = [name for name in tensors if name.startswith(f"{LABELS}.")]
         encoded = {name.removeprefix(f"{LABELS}."): tensors.pop(name) for name in names}

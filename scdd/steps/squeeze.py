@@ -16,7 +16,7 @@ from scdd.objectives import Objective
 from scdd.progress import say
 from scdd.seeding import generator
 from scdd.stages.squeeze import check_squeeze, squeeze
-from scdd.steps.context import Context, about_network, check_later_steps
+from scdd.steps.context import Context, about_network, check_later_steps, kept
 
 
 def run_squeeze(context: Context, step: str) -> tuple[str, ...]:
@@ -117,13 +117,13 @@ def _squeeze(
             context.device,
             checkpoint,
             partial(context.run.log, arch=cfg.arch) if context.world.leads else _no_log,
-            lambda epoch, now: write_trained(_kept(epoch), epoch, now),
+            lambda epoch, now: write_trained(kept(epoch), epoch, now),
             key,
         )
         if objective.forgetting is not None and context.world.leads:
             save_weights(target / "forgetting.safetensors", objective.forgetting, {})
         for epoch in cfg.keep_epochs if context.world.leads else ():
-            if not (target / f"backbone{_kept(epoch)}.safetensors").exists():
+            if not (target / f"backbone{kept(epoch)}.safetensors").exists():
                 raise RunError(
                     f"{target}: the backbone of epoch {epoch}, which {key}.keep_epochs names, is "
                     f"gone; make it again with --redo {step}"
@@ -133,10 +133,6 @@ def _squeeze(
     checkpoint.remove()
     names = (path.relative_to(context.run.folder(step)) for path in target.glob("*.safetensors"))
     return tuple(sorted(map(str, names)))
-
-
-def _kept(epoch: int) -> str:
-    return f"-epoch-{epoch:04d}"
 
 
 def _no_log(stage: str, /, **values: Any) -> None:

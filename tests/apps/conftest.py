@@ -58,9 +58,9 @@ def write_file(
     cfg = RelabelConfig(teacher_bn="batch", group=group) if group else RelabelConfig()
     torch.manual_seed(seed)
     teacher = create_model("resnet8", len(classes), size)
-    records, logits = relabel(cfg, teacher, images, MEAN, STD, seed, 0, views, torch.device("cpu"))
-    codec = make_codec("full", len(classes))
-    write_distilled(path, header, images, labels, [(records, codec.encode(logits))], views, codec)
+    codec, cpu = make_codec("full", len(classes)), torch.device("cpu")
+    blocks = relabel(cfg, [teacher], images, MEAN, STD, seed, range(views), cpu, codec.encode)
+    write_distilled(path, header, images, labels, blocks, views, codec)
     return path
 
 

@@ -18,8 +18,10 @@ def test_a_dry_run_shows_every_step_and_makes_nothing(warm_command: Run, tmp_pat
     assert work["recover"] == work["recover_real"] == "80 x resnet8"
     assert work["relabel"] == work["relabel_real"] == work["baseline"] == "80 x resnet8"
     assert work["posttrain"] == "1.44e+03 x resnet8"
-    # float16 logits, and the images once.
-    assert rows["relabel"][2] == f"{(20 * 4 * 10 * 2 + 20 * 3 * 16 * 16) / 1000:.1f} kB"
+    # The images; ten float16 logits a view, with its crop, partner, box and group, of 20 bytes in
+    # the file, and once more in the shards, where these take 24.
+    disk = 20 * 3 * 16 * 16 + 20 * 4 * (20 + 20) + 20 * 4 * (20 + 24)
+    assert rows["relabel"][2] == f"{disk / 1000:.1f} kB"
     assert "FLOPs" in outcome.stdout and "Memory: " in outcome.stdout
 
 

@@ -1,6 +1,6 @@
 """Tiny real inputs for the stages: images that can be learnt, a teacher with a past, a file."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from scdd.config.relabel import RelabelConfig
 from scdd.datasets import ResidentSource
-from scdd.distilled import DistilledDataset, Header, make_codec, write_distilled
+from scdd.distilled import DistilledDataset, Header, ViewRecords, make_codec, write_distilled
 from scdd.models import create_model
 from scdd.stages.relabel import relabel
 
@@ -66,9 +66,7 @@ def make_distilled(
 
     def make(cfg: RelabelConfig, ipc: int = 3, scale: float = 1.0) -> DistilledDataset:
         images, labels = random_images(CLASSES * ipc), torch.arange(CLASSES).repeat(ipc)
-        records, logits = relabel(
-            cfg, make_teacher(), images, MEAN, STD, seed=0, first=0, last=cfg.views, device=CPU
-        )
+        records, logits = labelled(cfg, [make_teacher()], images)
         header = Header(
             target_kind="logits",
             target_dim=CLASSES,
@@ -89,6 +87,35 @@ def make_distilled(
         return DistilledDataset.open(path)
 
     return make
+
+
+def labelled(
+    cfg: RelabelConfig,
+    teachers: Sequence[nn.Module],
+    images: Tensor,
+    first: int = 0,
+    last: int | None = None,
+    batch: int = 500,
+    seed: int = 0,
+) -> tuple[ViewRecords, Tensor]:
+    """Views first .. last - 1 as the stage makes them, and its labels float32 [V, N, C]."""
+    views = range(first, cfg.views if last is None else last)
+    made = list(
+        relabel(
+            cfg,
+            teachers,
+            images,
+            MEAN,
+            STD,
+            seed,
+            views,
+            CPU,
+            lambda logits: {"logits": logits},
+            batch,
+        )
+    )
+    logits = torch.cat([kept["logits"] for _, kept in made])
+    return ViewRecords.cat([records for records, _ in made]), logits
 
 
 def random_images(count: int, size: int = SIZE, seed: int = 3) -> Tensor:
