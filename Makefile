@@ -4,6 +4,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
+# Processes that share the tests.
+JOBS ?= 2
+
 # OpenMP threads that wait by spinning starve each other where several processes share the cores.
 export OMP_WAIT_POLICY := PASSIVE
 
@@ -28,7 +31,7 @@ demo: $(INSTALLED)
 	$(BIN)/scdd distill --out runs/digits
 
 test: $(INSTALLED_DEV)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 test-slow: $(INSTALLED_DEV)
 	$(BIN)/python -m pytest -m slow

@@ -237,8 +237,8 @@ def _run_step(context: Context, step: Step) -> None:
         names = step.run(context, step.name)
     except (MemoryError, torch.OutOfMemoryError) as error:
         raise RunError(
-            f"{step.name}: out of memory on {context.device} ({error}); lower {step.name}.batch, "
-            "then run the same command again"
+            f"{step.name}: out of memory on {context.device} ({error}); "
+            f"{_in_less(context.cfg, step)}, then run the same command again"
         ) from error
     if not world.leads:
         return
@@ -250,6 +250,12 @@ def _run_step(context: Context, step: Step) -> None:
     digests = file_digests(run.folder(step.name), names)
     run.finish(step.name, digests, _shown(step, digests), seconds, peak)
     say(f"{step.name}: {duration(seconds)}")
+
+
+def _in_less(cfg: RunConfig, step: Step) -> str:
+    """What to do where memory was not enough."""
+    section = getattr(cfg, step.name, None)
+    return f"lower {step.name}.batch" if hasattr(section, "batch") else "free some"
 
 
 def _shown(step: Step, outputs: dict[str, str]) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ import yaml
 
 from scdd.config.load import read_run_config
 from scdd.distilled import DistilledDataset, Header, read_header
+from scdd.distilled.computed_labels import TEACHER
 from scdd.errors import UserError
 from scdd.inspection import printable
 from scdd.report import accuracy_table, protocol_line, read_scores
@@ -20,8 +21,8 @@ from scdd.run import RunDirectory
 from scdd.steps import Context
 from scdd.tables import size
 
-COPY, TEACHER = "distilled.h5", "teacher.safetensors"
-"""Names of the distilled file, and of the weights that compute its labels where it has none."""
+COPY = "distilled.h5"
+"""Name of the distilled file beside the images."""
 
 SHOWN_CLASSES = 20
 LONGEST_TEXT = 120
@@ -134,6 +135,7 @@ def _facts(data: DistilledDataset) -> list[str]:
         f"- Classes: {len(data.classes)}",
         f"- Method: {code(header.method)}, recipe {code(header.recipe)}, seed {header.seed}",
         f"- Teacher: {_network(header.teacher)}",
+        *_labellers(header.teacher),
         f"- Normalisation, of pixels in 0 .. 1: mean {mean}; standard deviation {std}",
         f"- Made by scdd {code(ours)} with torch {code(torch_version)}, {code(header.created)}",
         f"- Digest of the distilled file: {code(header.digest)}",
@@ -150,6 +152,12 @@ def _counts(data: DistilledDataset) -> str:
     return "not the same number of each class" + (
         f"; {without} without a class (label -1)" if without else ""
     )
+
+
+def _labellers(about: Any) -> list[str]:
+    """A line for each network whose mean the labels are, where they are not the teacher's."""
+    found = about.get("labellers") if isinstance(about, dict) else None
+    return [f"- Labels by: {_network(one)}" for one in found] if isinstance(found, list) else []
 
 
 def _network(about: Any) -> str:

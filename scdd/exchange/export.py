@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from scdd.distilled import DistilledDataset, DistilledFile
+from scdd.distilled.computed_labels import TEACHER
 from scdd.errors import ConfigError
 from scdd.exchange.class_folders import (
     CLASSES,
@@ -20,7 +21,7 @@ from scdd.exchange.class_folders import (
     folder_names,
     write_classes,
 )
-from scdd.exchange.dataset_card import COPY, TEACHER, dataset_card, scores_of
+from scdd.exchange.dataset_card import COPY, dataset_card, scores_of
 from scdd.exchange.parquet import GROUP_BYTES, all_different, require_pyarrow, write_parquet
 from scdd.files import new_folder, sha256_of
 from scdd.progress import track
