@@ -1,6 +1,7 @@
 """The distilled file: images, labels, view records and soft labels in one HDF5 file."""
 
-from scdd.distilled.dataset import Batch, DistilledDataset
+from scdd.distilled.batches import Batch, Sample
+from scdd.distilled.dataset import DistilledDataset
 from scdd.distilled.format import FORMAT_VERSION, Header
 from scdd.distilled.reader import DistilledFile, read_header, verify
 from scdd.distilled.records import ViewRecords, record_bytes
@@ -17,6 +18,7 @@ __all__ = [
     "DistilledDataset",
     "DistilledFile",
     "Header",
+    "Sample",
     "ViewRecords",
     "codec_of",
     "hard_label_weights",

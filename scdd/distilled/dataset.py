@@ -1,50 +1,47 @@
-"""The distilled dataset as training sees it: batches of replayed views with their soft labels."""
+"""The distilled dataset as training sees it: replayed views of the images with soft labels."""
 
 import dataclasses
-from collections.abc import Iterator
+import operator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Self
+from typing import NoReturn, Self
 
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset, get_worker_info
 
 from scdd.augment import normalise
 from scdd.config.section import Triple
+from scdd.distilled.batches import Batch, DrawnBatches, Sample, batch_count, draw_batches
 from scdd.distilled.computed_labels import TEACHER, ComputedLabels
 from scdd.distilled.format import Header
 from scdd.distilled.hdf5 import refuse
 from scdd.distilled.reader import DistilledFile
-from scdd.distilled.records import MIXES, ViewRecords, group_members, group_sizes
+from scdd.distilled.records import ViewRecords, group_sizes
+from scdd.distilled.stored_labels import StoredLabels
+from scdd.distilled.subset import first_images, is_closed
 from scdd.distilled.views import hard_label_weights, render_views
 
-LABEL_BYTES = 16 * 2**20
-"""Soft labels that are read and kept at a time, if a view is not larger."""
-RENDERED_BYTES = 64 * 2**20
-"""Largest view that is rendered and kept as a whole."""
+RENDERED_BYTES, CACHED_BYTES = 64 * 2**20, 8 * 2**20
+"""Largest view that an epoch renders and keeps as a whole: on an accelerator, where launching
+operations is what costs, and on a CPU, whose caches should hold it."""
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Batch:
-    """B rendered images and all that a loss may want of them, on one device."""
-
-    images: Tensor
-    """float32 [B, 3, S, S], normalised."""
-    logits: Tensor | None
-    """The teacher's, float32 [B, C]; None without soft labels."""
-    labels: Tensor
-    """int64 [B]; -1 is none."""
-    partner_labels: Tensor
-    """int64 [B], of the image mixed in; equal to `labels` without mixing."""
-    label_weight: Tensor
-    """float32 [B], share of the own label; 1 without mixing."""
-
-
-class DistilledDataset:
-    """Images, labels and view records in memory; soft labels are read from the file view by view.
+class DistilledDataset(Dataset[Sample]):
+    """Images, labels and view records in memory; soft labels are read from the file when wanted.
 
     Where the codec is `teacher`, they are computed view by view instead.
 
-    Holds the file's path, not a handle, so it may be forked, pickled and sent to other processes.
+    Either iterate over `epoch`, which makes batches on the device, or give this to a DataLoader
+    and call `set_epoch` before each pass, as one does with a DistributedSampler. A sample depends
+    on its view and its image alone: it is the same, bit by bit, in both, in a batch of any size and
+    from any worker (but for the rounding of labels that a teacher computes).
+
+    Labels of grouped views (`teacher_bn: batch`) were made from the statistics of their group. Any
+    DataLoader shows the pixels that such a label was made for, but only `epoch` and `batch_sampler`
+    keep groups together, so that BatchNorm in the student sees what it saw in the teacher.
+
+    May be forked and pickled; every process opens the file for itself.
 
     Attributes:
         path: the file.
@@ -64,16 +61,16 @@ class DistilledDataset:
         labels: Tensor,
         records: ViewRecords | None,
         label_bytes: int,
-        computed: ComputedLabels | None = None,
+        source: StoredLabels | ComputedLabels | None,
     ) -> None:
         self.path, self.header = path, header
         self.images, self.labels, self.records = images, labels, records
-        self.label_bytes, self._computed = label_bytes, computed
-        self._digest = header.digest
+        self.label_bytes, self._source = label_bytes, source
         group = None if records is None else records.parameters.get("group")
         self._group_sizes = None if group is None else group_sizes(group.cpu())
-        self._cached: tuple[int, Tensor] | None = None
         self._shown: tuple[int, Tensor] | None = None
+        # Workers that live through all epochs see what is written here.
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
     @classmethod
     def open(
@@ -96,15 +93,39 @@ class DistilledDataset:
         with DistilledFile(path) as file:
             records = None if file.views is None else file.views.to(device)
             images, labels = file.images().to(device), file.labels().to(device)
-            stored, computed = file.label_bytes if file.codec is not None else 0, None
+            source: StoredLabels | ComputedLabels | None = None
+            size = 0
             if records is not None and file.codec is not None and not file.codec.layout:
                 weights = Path(teacher or file.path.with_name(TEACHER))
-                computed = ComputedLabels(file.path, weights, file.header, images, records)
-                stored = stored + computed.weight_bytes if computed.weight_bytes else 0
-            return cls(file.path, file.header, images, labels, records, stored, computed)
+                source = ComputedLabels(file.path, weights, file.header, images, records)
+                size = file.label_bytes + source.weight_bytes if source.weight_bytes else 0
+            elif file.codec is not None:
+                source = StoredLabels(file.path, file.header.digest, len(images), device)
+                size = file.label_bytes
+            return cls(file.path, file.header, images, labels, records, size, source)
 
     def __len__(self) -> int:
         return len(self.images)
+
+    def __getitem__(self, index: int) -> Sample:
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Sample]:
+        """Return several samples, rendered together; this is what a DataLoader calls."""
+        if get_worker_info() is not None and self.images.device.type != "cpu":
+            raise ValueError(
+                f"a worker cannot use images on {self.images.device}; open the file on the CPU, or "
+                "take num_workers=0"
+            )
+        rows = torch.tensor([_row(i, len(self)) for i in indices], dtype=torch.int64)
+        batch = self._batch(self._view(int(self._epoch)), rows)
+        logits = batch.images.new_empty(len(rows), 0) if batch.logits is None else batch.logits
+        fields = batch.images, logits, batch.labels, batch.partner_labels, batch.label_weight
+        return [Sample(*values) for values in zip(*fields, strict=True)]
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the view of samples, e mod V, also in workers that are running already."""
+        self._epoch.fill_(epoch)
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -145,78 +166,64 @@ class DistilledDataset:
         Raises:
             FormatError: if the file has no fixed number of images per class, or fewer.
         """
-        stored = self.header.ipc
-        if stored is None:
+        most = self.header.ipc
+        if most is None:
             refuse(self.path, "the images have no fixed number per class", "use all of them")
-        if not 1 <= ipc <= stored:
+        if not 1 <= ipc <= most:
             refuse(
-                self.path,
-                f"there are {stored} images per class",
-                f"ask for 1 .. {stored}, not {ipc}",
+                self.path, f"there are {most} images per class", f"ask for 1 .. {most}, not {ipc}"
             )
         count = ipc * len(self.classes)
         records, closed = None, True
         if self.records is not None:
-            closed = _is_closed(self.records, count)
-            records = _first_images(self.records, count, keep_all=closed)
-        computed = self._computed
-        fixed = computed.weight_bytes if computed is not None else 0
+            closed = is_closed(self.records, count)
+            records = first_images(self.records, count, keep_all=closed)
+        source = self._source if closed else None
+        fixed = source.weight_bytes if isinstance(source, ComputedLabels) else 0
         found = DistilledDataset(
             self.path,
             dataclasses.replace(self.header, ipc=ipc),
             self.images[:count],
             self.labels[:count],
             records,
-            (self.label_bytes - fixed) * count // len(self) + fixed if closed else 0,
-            computed.first(count) if computed is not None and closed else None,
+            (self.label_bytes - fixed) * count // len(self) + fixed if source is not None else 0,
+            source.first(count) if source is not None else None,
         )
-        found._digest = self._digest
+        found.set_epoch(int(self._epoch))
         return found
 
     def soft_labels(self, view: int) -> Tensor:
         """Return the soft labels of one view, float32 [N, C] on the device.
 
-        A few views that follow are read with it and kept, as epochs ask for them in turn.
-
         Raises:
-            FormatError: as `check_soft_labels` does, or if the file has changed since it was
-                opened.
-            CheckpointError: as `check_soft_labels` does.
+            FormatError, CheckpointError: as `check_soft_labels` does.
         """
-        self.check_soft_labels()
-        if self._computed is not None:
-            return self._computed.view(view)
-        if self._cached is None or not 0 <= view - self._cached[0] < len(self._cached[1]):
-            bytes_a_view = 4 * len(self) * len(self.classes)
-            last = min(view + max(1, LABEL_BYTES // bytes_a_view), self.num_views)
-            with DistilledFile(self.path, contents=False) as file:
-                if file.header.digest != self._digest:
-                    refuse(self.path, "the file has changed since it was opened", "open it again")
-                logits = [file.logits(number)[: len(self)] for number in range(view, last)]
-            self._cached = view, torch.stack(logits).to(self.images.device)
-        return self._cached[1][view - self._cached[0]]
+        if self._source is None:
+            self._refuse_soft_labels()
+        return self._source.view(view)
 
     def check_soft_labels(self) -> None:
         """Refuse, before any is asked for, soft labels that do not serve.
 
         Raises:
-            FormatError: if there are none, if they do not serve this subset, or if the teacher that
-                is to compute them is not there or another.
+            FormatError: if there are none, if they do not serve this subset, if the file has
+                changed since it was opened, or if the teacher that is to compute them is not there
+                or another.
             CheckpointError: if that teacher cannot be read.
         """
-        if self._computed is not None:
-            self._computed.check()
-        elif not self.has_soft_labels:
-            if self.header.target_kind == "none":
-                refuse(
-                    self.path, "the file has no soft labels", "relabel it, or train on class labels"
-                )
-            refuse(
-                self.path,
-                f"partners or groups of the stored views lie outside the first {self.header.ipc} "
-                "images per class",
-                f"relabel for ipc {self.header.ipc}",
-            )
+        if self._source is None:
+            self._refuse_soft_labels()
+        self._source.check()
+
+    def _refuse_soft_labels(self) -> NoReturn:
+        if self.header.target_kind == "none":
+            refuse(self.path, "the file has no soft labels", "relabel it, or train on class labels")
+        refuse(
+            self.path,
+            f"partners or groups of the stored views lie outside the first {self.header.ipc} "
+            "images per class",
+            f"relabel for ipc {self.header.ipc}",
+        )
 
     def epoch(
         self, epoch: int, batch: int, generator: torch.Generator, skip: int = 0
@@ -236,16 +243,9 @@ class DistilledDataset:
         Raises:
             ValueError: if `batch` is below 1, or below the size of a group.
         """
-        count, each = self._units(batch)
-        view = epoch % self.num_views if self.num_views else 0
-        parts = list(torch.randperm(count, generator=generator).split(each))
-        if len(parts) > self.steps(batch):
-            parts[-2:] = [torch.cat(parts[-2:])]
-        if self._group_sizes is not None:
-            assert self.records is not None
-            members = group_members(self.records.parameters["group"][view].cpu())
-            parts = [torch.cat([members[group] for group in part.tolist()]) for part in parts]
-        return (self._batch(view, part) for part in parts[skip:])
+        view = self._view(epoch)
+        parts = self._draw(view, batch, generator)
+        return (self._batch(view, part, keep=True) for part in parts[skip:])
 
     def steps(self, batch: int) -> int:
         """Batches of `epoch`, the same number in every epoch.
@@ -253,71 +253,70 @@ class DistilledDataset:
         Raises:
             ValueError: as `epoch` does.
         """
-        count, each = self._units(batch)
-        full, rest = divmod(count, each)
-        lonely = self._group_sizes is None and full > 0 and rest == 1
-        return full + (rest > 0) - lonely
+        return batch_count(len(self), self._group_sizes, batch)
 
-    def _units(self, batch: int) -> tuple[int, int]:
-        """Number of images or groups, and how many of them make a batch."""
-        if batch < 1:
-            raise ValueError(f"a batch of {batch} images is empty")
-        if self._group_sizes is None:
-            return len(self), batch
-        largest = self._group_sizes[0]
-        if batch < largest:
-            raise ValueError(
-                f"labels were made in groups of {largest} images; a batch of {batch} holds none; "
-                f"make it at least {largest}"
-            )
-        return len(self._group_sizes), batch // largest
+    def batch_sampler(self, batch: int, generator: torch.Generator) -> DrawnBatches:
+        """The batches of `epoch` for DataLoader(data, batch_sampler=...), groups kept together.
+
+        Every pass is that of the epoch set last and draws its order anew.
+
+        Raises:
+            ValueError: as `epoch` does.
+        """
+        return DrawnBatches(
+            lambda: self._draw(self._view(int(self._epoch)), batch, generator), self.steps(batch)
+        )
+
+    def _view(self, epoch: int) -> int:
+        return epoch % self.num_views if self.num_views else 0
+
+    def _draw(self, view: int, batch: int, generator: torch.Generator) -> list[Tensor]:
+        group = None
+        if self._group_sizes is not None:
+            assert self.records is not None
+            group = self.records.parameters["group"][view].cpu()
+        return draw_batches(len(self), group, self._group_sizes, batch, generator)
 
     def __getstate__(self) -> dict[str, object]:
-        return self.__dict__ | {"_cached": None, "_shown": None}
+        return self.__dict__ | {"_shown": None}
 
-    def _rendered(self, view: int, index: Tensor) -> Tensor:
-        """Images of one view, [B, 3, S, S]; a small set is rendered whole, once for its batches."""
+    def __setstate__(self, state: dict[str, object]) -> None:
+        self.__dict__.update(state)
+        self._epoch.share_memory_()
+
+    def _rendered(self, view: int, index: Tensor, keep: bool) -> Tensor:
+        """Images of one view, [B, 3, S, S]; `keep` renders a small set whole, for other batches."""
         assert self.records is not None
-        if 4 * self.images.numel() > RENDERED_BYTES:
+        most = CACHED_BYTES if self.images.device.type == "cpu" else RENDERED_BYTES
+        if not keep or 4 * self.images.numel() > most:
             return render_views(self.images, self.records, view, index)
-        if self._shown is None or self._shown[0] != view:
+        shown = self._shown
+        if shown is None or shown[0] != view:
             every = torch.arange(len(self), device=self.images.device)
-            self._shown = view, render_views(self.images, self.records, view, every)
-        return self._shown[1][index]
+            self._shown = shown = view, render_views(self.images, self.records, view, every)
+        return shown[1][index]
 
-    def _batch(self, view: int, index: Tensor) -> Batch:
-        index = index.to(self.images.device, non_blocking=True)  # Training must not wait for it.
+    def _batch(self, view: int, rows: Tensor, keep: bool = False) -> Batch:
+        """Images of one view, by their rows int64 [B] on the CPU."""
+        index = rows.to(self.images.device, non_blocking=True)  # Training must not wait for it.
         if self.records is None:
             images, partner = self.images[index].float() / 255, index
             weight = torch.ones(len(index), device=index.device)
         else:
-            images = self._rendered(view, index)
+            images = self._rendered(view, index, keep)
             partner, weight = hard_label_weights(self.records, view, index, self.image_size)
         return Batch(
             normalise(images, self.mean, self.std),
-            self.soft_labels(view)[index] if self.has_soft_labels else None,
+            self._source.rows(view, rows) if self._source and self.has_soft_labels else None,
             self.labels[index],
             self.labels[partner],
             weight,
         )
 
 
-def _is_closed(records: ViewRecords, count: int) -> bool:
-    """Whether no partner and no group of the first `count` images has to do with the others."""
-    partner = records.parameters.get("partner")
-    if partner is not None and (partner[:, :count] >= count).any():
-        return False
-    group = records.parameters.get("group")
-    if group is None:
-        return True
-    if group_sizes(group[:, :count].cpu()) is None:
-        return False  # epochs would differ in their number of batches
-    return not any(torch.isin(own[:count], own[count:]).any() for own in group)
-
-
-def _first_images(records: ViewRecords, count: int, keep_all: bool) -> ViewRecords | None:
-    """Records of the first `count` images, without mixes and groups unless all are kept."""
-    ops = records.ops if keep_all else tuple(op for op in records.ops if op not in MIXES)
-    dropped = () if keep_all else ("partner", "lambda", "box", "group")
-    parameters = {n: p[:, :count] for n, p in records.parameters.items() if n not in dropped}
-    return ViewRecords(ops, parameters, records.padding) if parameters else None
+def _row(index: int, count: int) -> int:
+    """A position counted from 0, as lists understand an index."""
+    row = operator.index(index)
+    if not -count <= row < count:
+        raise IndexError(f"there are {count} images, but number {row} was asked for")
+    return row % count

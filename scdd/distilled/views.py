@@ -180,7 +180,7 @@ def _unmixed(images: Tensor, records: ViewRecords, view: int, index: Tensor) -> 
 
 
 def _crop_and_flip(images: Tensor, records: ViewRecords, view: int, index: Tensor) -> Tensor:
-    picked = images[index.to(images.device)].float() / 255
+    picked = images.index_select(0, index.to(images.device)).float() / 255
     flip = None
     if "flip" in records.ops:
         flip = _pick(records, "flip", view, index).to(images.device).bool()
