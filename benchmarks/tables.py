@@ -277,6 +277,62 @@ def _paired(differences: list[float]) -> str:
     return f"{middle:+.1f} +- {error:.1f} [{middle - half:+.1f}, {middle + half:+.1f}]"
 
 
+def loader_table(result: dict[str, Any]) -> str:
+    """Samples a second of every way to read a file, then images a second of a training."""
+    config, environment = result["config"], result["environment"]
+    names = list(result["rows"][0]["ways"])
+    lines = [
+        [what, *(_rate(ways[name]) if name in ways else "-" for name in names)]
+        for what, ways in [
+            *((row["views"], row["ways"]) for row in result["rows"]),
+            *((f"training {row['arch']}", row["ways"]) for row in result["trainings"]),
+        ]
+    ]
+    note = (
+        f"Samples a second, medians of {result['n']} interleaved rounds of about "
+        f"{config['seconds']:g} s, and in brackets how many times the plain pipeline in the same "
+        f"round. {config['images']} images of {config['size']} px, {config['classes']} classes, "
+        f"batches of {config['batch']}. Plain: stored views replayed sample by sample by h5py and "
+        f"torchvision in {config['workers']} DataLoader workers, each h5py dataset looked up by "
+        "name as one writes it down, or kept at hand. Trainings use the views of the "
+        f"last row. {environment['processor']}, {environment['cpu_threads']} threads, torch "
+        f"{environment['versions']['torch']}, commit {result['commit']}."
+    )
+    return f"{table(['views', *names], lines)}\n\n{note}\n"
+
+
+def _rate(way: dict[str, Any]) -> str:
+    return f"{way['median']:.0f} ({way['ratio']:.1f})"
+
+
+def store_table(result: dict[str, Any]) -> str:
+    """What reading a large store of soft labels costs."""
+    config, environment = result["config"], result["environment"]
+    times = [
+        [name, f"{result[key]['median_ms']:.1f} ms", f"{result[key]['p95_ms']:.1f} ms"]
+        for name, key in (("random images and view", "random"), ("iterator", "iterator"))
+    ]
+    speeds = [
+        [
+            name,
+            *(f"{result[name][key]:.0f} MB/s" for key in ("ours_mb_s", "plain_mb_s")),
+            f"{result[name]['ratio']:.2f}",
+        ]
+        for name in ("cold", "warm")
+    ]
+    note = (
+        f"{config['images']} images of 32 px, {config['views']} views, {config['classes']} "
+        f"classes, float16: {size(result['bytes'])}. Opened in {result['open_seconds']:.1f} s; "
+        f"peak of memory {size(result['peak_bytes'])}, of which {size(result['imported_bytes'])} "
+        "were taken by imports alone. Plain: the same bytes by read(); cold: after the system was "
+        f"asked to forget them. {environment['processor']}, {config['threads']} threads, torch "
+        f"{environment['versions']['torch']}, commit {result['commit']}."
+    )
+    batches = table([f"batch of {config['batch']}", "median", "95 %"], times)
+    labels = table(["labels in sequence", "ours", "plain file", "ratio"], speeds)
+    return f"{batches}\n\n{labels}\n\n{note}\n"
+
+
 TABLES = {
     "scdd label storage 1": label_table,
     "scdd bn evidence 1": evidence_table,
@@ -284,6 +340,8 @@ TABLES = {
     "scdd throughput 1": throughput_table,
     "scdd result 1": run_table,
     "scdd objectives 1": objectives_table,
+    "scdd loader throughput 1": loader_table,
+    "scdd label store 1": store_table,
 }
 
 
