@@ -12,7 +12,7 @@ from scdd.posttraining import Labels, steps_per_epoch
 from scdd.progress import Bar
 from scdd.stages.posttrain import new_student, open_for_training, train_student
 from scdd.steps import student_seed
-from scdd.tables import mean_sd, table
+from scdd.tables import counted, mean_sd, table
 from scdd.training import evaluate
 
 
@@ -72,6 +72,8 @@ def evaluate_file(
             rows.append([name, top1, top5])
     training = cfg.describe(steps_per_epoch(cfg, dataset))
     by = f" trained as in {recipe}" if recipe is not None else ""
-    protocol = f"Student {arch}{by}, {kind} labels, {training}; {seeds} seed(s), last epoch, "
+    protocol = (
+        f"Student {arch}{by}, {kind} labels, {training}; {counted(seeds, 'seed')}, last epoch, "
+    )
     protocol += f"{len(found.val.labels)} real images."
     return f"{table(['file', 'top-1 %', 'top-5 %'], rows)}\n\n{protocol}"

@@ -16,7 +16,7 @@ from scdd.files import replacing
 from scdd.gallery import draw_gallery
 from scdd.progress import duration
 from scdd.steps import Arm, Context
-from scdd.tables import mean_sd, size, table
+from scdd.tables import counted, mean_sd, size, table
 
 
 def run_report(context: Context, step: str) -> tuple[str, ...]:
@@ -138,7 +138,7 @@ def protocol_line(cfg: PosttrainConfig, recipe: str, results: dict[str, Any]) ->
     steps = results["rows"][0]["steps"] // cfg.epochs
     return (
         f"Top-1 % on {results['val_images']} real validation images at the last epoch. "
-        f"Recipe {recipe}; student {cfg.arch}, {cfg.describe(steps)}; {cfg.seeds} seed(s)."
+        f"Recipe {recipe}; student {cfg.arch}, {cfg.describe(steps)}; {counted(cfg.seeds, 'seed')}."
     )
 
 
@@ -186,7 +186,7 @@ def _environment_line(context: Context) -> str:
     name = (
         torch.cuda.get_device_name(context.device)
         if context.device.type == "cuda"
-        else f"{environment['processor']}, {environment['cpu_threads']} threads"
+        else f"{environment['processor']}, {counted(environment['cpu_threads'], 'thread')}"
     )
     versions = environment["versions"]
     return f"Measured on {name}; torch {versions['torch']}, scdd {versions['scdd']}."

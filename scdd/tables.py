@@ -31,6 +31,11 @@ def mean_sd(values: Sequence[float]) -> str:
     return f"{mean:.1f} +- {sd:.1f}"
 
 
+def counted(count: int, what: str) -> str:
+    """`1 seed`, `3 seeds`."""
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
+
+
 def size(count: float) -> str:
     """Bytes for people: `812 B`, `3.4 MB`, powers of 1000."""
     for unit in ("B", "kB", "MB", "GB"):

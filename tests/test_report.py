@@ -63,12 +63,12 @@ def test_the_protocol_is_stated_in_full(report: str):
     for words in (
         "Top-1 % on 359 real validation images at the last epoch.",
         "Recipe custom; student resnet8, 12 epochs = 24 steps of batch 10",
-        "weight decay 0.01, T = 2; 1 seed(s).",
+        "weight decay 0.01, T = 2; 1 seed.",
     ):
         assert words in report
     results = {"val_images": 7, "rows": [{"steps": 30}]}
     line = protocol_line(PosttrainConfig(epochs=3, seeds=5, batch=8), "paper", results)
-    assert "on 7 real" in line and "Recipe paper" in line and "5 seed(s)" in line
+    assert "on 7 real" in line and "Recipe paper" in line and "5 seeds" in line
     assert "3 epochs = 30 steps of batch 8" in line
 
 

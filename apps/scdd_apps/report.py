@@ -9,7 +9,7 @@ import torch
 from scdd.distilled import Header
 from scdd.files import replacing, write_json
 from scdd.run import environment
-from scdd.tables import mean_sd, size
+from scdd.tables import counted, mean_sd, size
 
 NOT_SCORED = "n/a (no --data)"
 
@@ -32,9 +32,9 @@ def count_cell(count: float) -> str:
 def score_line(header: Header, scored: int, seeds: int, label_bytes: int) -> str:
     """What the numbers of a table are."""
     real = f"on {scored} real validation images" if scored else "not measured"
-    spread = ", mean and sd" if seeds > 1 else ""
+    trained = counted(seeds, "seed") + (", mean and sd" if seeds > 1 else "")
     return (
-        f"Top-1 % {real}, last epoch, {seeds} seed(s){spread}. Recipe {header.recipe}, method "
+        f"Top-1 % {real}, last epoch, {trained}. Recipe {header.recipe}, method "
         f"{header.method}, {header.count} images of {header.image_size} px, "
         f"{size(label_bytes)} of soft labels and views."
     )
@@ -50,7 +50,7 @@ def write_results(
     where = (
         torch.cuda.get_device_name(device)
         if device.type == "cuda"
-        else f"{measured['processor']}, {measured['cpu_threads']} threads"
+        else f"{measured['processor']}, {counted(measured['cpu_threads'], 'thread')}"
     )
     footer = f"Measured on {where}; torch {versions['torch']}, scdd {versions['scdd']}."
     with replacing(out / "report.md") as temporary:

@@ -153,7 +153,7 @@ def test_crossarch_scores_every_architecture_and_skips_finished_rows(
     ]
     for line in table:
         assert all(re.fullmatch(r"\d+\.\d \+- \d+\.\d", cell) for cell in line[4:]), line
-    assert "12 real validation images" in first.stdout and "2 seed(s)" in first.stdout
+    assert "12 real validation images" in first.stdout and "2 seeds" in first.stdout
     assert "2 epochs = 2 steps of batch 12, adamw lr 0.001" in first.stdout
     result = json.loads((tmp_path / "out" / "results.json").read_text())
     assert len(result["rows"]) == 16 and result["environment"]["versions"]["torch"]

@@ -91,7 +91,7 @@ def test_evaluate_trains_as_another_recipe_says_with_changes(
     assert (
         "Student resnet8 trained as in my.yaml, soft labels, 3 epochs = 3 steps of batch 20 in 2 "
         "micro-batches, adamw lr 0.02 times 0.5 at 80, 90, 95 %, weight decay 0.01, squared error "
-        "of logits + 0.025 cross-entropy; 1 seed(s), last epoch, 359 real images."
+        "of logits + 0.025 cross-entropy; 1 seed, last epoch, 359 real images."
     ) in outcome.stdout
     written = ["epochs=3", "batch=20", "micro_batches=2", "lr=0.02", "loss=mse"]
     written += ["hard_weight=0.025", "lr_schedule=multistep", "temperature=20", "stretch=1"]
