@@ -47,7 +47,7 @@ from scdd.config.run import RunConfig  # noqa: E402
 from scdd.datasets import load_dataset  # noqa: E402
 from scdd.datasets.pixel_statistics import with_statistics  # noqa: E402
 from scdd.device import resolve_device  # noqa: E402
-from scdd.distilled import DistilledFile, codec_of, record_bytes  # noqa: E402
+from scdd.distilled import DistilledFile, label_sizes  # noqa: E402
 from scdd.files import write_json  # noqa: E402
 from scdd.pipeline import distill  # noqa: E402
 from scdd.posttraining import steps_per_epoch  # noqa: E402
@@ -149,13 +149,9 @@ def views_within_budget(cfg: RunConfig, changes: dict[str, Any]) -> int:
 def bytes_a_view(cfg: RunConfig, changes: dict[str, Any]) -> float:
     """Bytes of the soft labels and records of one view of all images."""
     classes, count = number_of_classes(cfg), number_of_classes(cfg) * cfg.ipc
-    relabel = cfg.relabel.model_copy(update={"codec": changes["codec"], "top": changes.get("top")})
-    codec = codec_of(relabel, classes)
-    labels = codec.bytes_a_label if codec is not None else 0
-    mix = {"none": (), "mixup": ("partner", "lambda"), "cutmix": ("partner", "box")}[relabel.mix]
-    grouped = ("group",) if relabel.teacher_bn == "batch" else ()
-    crop = () if relabel.crop == "none" else ("crop",)
-    return labels * count + record_bytes([*crop, "flip", *mix, *grouped], count)
+    relabel = cfg.relabel.model_copy(update=changes | {"views": 1})
+    sizes = label_sizes(relabel, count, cfg.dataset.image_size, classes)
+    return sizes.labels + sizes.views
 
 
 _classes: list[int] = []

@@ -13,7 +13,7 @@ from scdd.config.squeeze import SqueezeConfig
 from scdd.config.stem import Stem
 from scdd.datasets import Dataset, load_dataset
 from scdd.device import uses_bf16
-from scdd.distilled import codec_of
+from scdd.distilled import codec_of, label_sizes
 from scdd.foreign import Loaded
 from scdd.models import create_model, has_choice_of_stem
 from scdd.models.stems import stem_of
@@ -21,7 +21,7 @@ from scdd.pipeline import steps_of
 from scdd.progress import duration
 from scdd.stages.probe import shards_of
 from scdd.stages.squeeze import check_squeeze
-from scdd.steps import check_later_steps, label_sizes, load_instead
+from scdd.steps import check_later_steps, load_instead
 from scdd.tables import size, table
 
 PROBE_SECONDS = 1.0

@@ -37,6 +37,6 @@ def step_seconds(
     step, seconds = student_step(cfg, student, optimizer, labels), 0.0
     for _ in range(2):  # the first step pays for what is made once
         started = time.monotonic()
-        step(next(step_batches(cfg, data, 0, generator(0, "apps.estimate")))).item()
+        step(next(step_batches(cfg, data, labels, 0, generator(0, "apps.estimate")))).item()
         seconds = time.monotonic() - started
     return seconds

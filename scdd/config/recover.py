@@ -62,7 +62,7 @@ class RecoverConfig(Section):
 
     teachers: Teachers = "teacher"
     """From which networks: the probed backbone, those of `squeeze_labellers`, or all of them. They
-    take turns, one an iteration (EDC, arXiv:2404.13733)."""
+    take turns, one an iteration (EDC, arXiv:2404.13733); `relabel.teachers` says who labels."""
     temperature: PositiveFloat = 1.0
     """Of the softmax in the cross-entropy."""
     label_smoothing: Decay = 0.0

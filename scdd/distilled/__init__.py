@@ -3,6 +3,7 @@
 from scdd.distilled.batches import Batch, Sample
 from scdd.distilled.dataset import DistilledDataset
 from scdd.distilled.format import FORMAT_VERSION, Header
+from scdd.distilled.label_sizes import LabelSizes, label_sizes
 from scdd.distilled.reader import DistilledFile, read_header, verify
 from scdd.distilled.records import ViewRecords, record_bytes
 from scdd.distilled.soft_labels import CODECS, Arrays, Codec, codec_of, make_codec
@@ -18,10 +19,12 @@ __all__ = [
     "DistilledDataset",
     "DistilledFile",
     "Header",
+    "LabelSizes",
     "Sample",
     "ViewRecords",
     "codec_of",
     "hard_label_weights",
+    "label_sizes",
     "make_codec",
     "read_header",
     "record_bytes",

@@ -118,7 +118,7 @@ class DistilledDataset(Dataset[Sample]):
                 "take num_workers=0"
             )
         rows = torch.tensor([_row(i, len(self)) for i in indices], dtype=torch.int64)
-        batch = self._batch(self._view(int(self._epoch)), rows)
+        batch = self._batch(self._view(int(self._epoch)), rows, soft_labels=True, keep=False)
         logits = batch.images.new_empty(len(rows), 0) if batch.logits is None else batch.logits
         fields = batch.images, logits, batch.labels, batch.partner_labels, batch.label_weight
         return [Sample(*values) for values in zip(*fields, strict=True)]
@@ -226,7 +226,12 @@ class DistilledDataset(Dataset[Sample]):
         )
 
     def epoch(
-        self, epoch: int, batch: int, generator: torch.Generator, skip: int = 0
+        self,
+        epoch: int,
+        batch: int,
+        generator: torch.Generator,
+        skip: int = 0,
+        soft_labels: bool = True,
     ) -> Iterator[Batch]:
         """Show every image once, in an order drawn from `generator` (on the CPU).
 
@@ -239,13 +244,14 @@ class DistilledDataset(Dataset[Sample]):
                 before it.
             generator: gives the order; the same state gives the same epoch.
             skip: batches to leave out at the start, without rendering them.
+            soft_labels: whether to read or compute them, where they serve.
 
         Raises:
             ValueError: if `batch` is below 1, or below the size of a group.
         """
         view = self._view(epoch)
         parts = self._draw(view, batch, generator)
-        return (self._batch(view, part, keep=True) for part in parts[skip:])
+        return (self._batch(view, part, soft_labels, keep=True) for part in parts[skip:])
 
     def steps(self, batch: int) -> int:
         """Batches of `epoch`, the same number in every epoch.
@@ -296,8 +302,9 @@ class DistilledDataset(Dataset[Sample]):
             self._shown = shown = view, render_views(self.images, self.records, view, every)
         return shown[1][index]
 
-    def _batch(self, view: int, rows: Tensor, keep: bool = False) -> Batch:
+    def _batch(self, view: int, rows: Tensor, soft_labels: bool, keep: bool) -> Batch:
         """Images of one view, by their rows int64 [B] on the CPU."""
+        wanted = soft_labels and self.has_soft_labels
         index = rows.to(self.images.device, non_blocking=True)  # Training must not wait for it.
         if self.records is None:
             images, partner = self.images[index].float() / 255, index
@@ -307,7 +314,7 @@ class DistilledDataset(Dataset[Sample]):
             partner, weight = hard_label_weights(self.records, view, index, self.image_size)
         return Batch(
             normalise(images, self.mean, self.std),
-            self._source.rows(view, rows) if self._source and self.has_soft_labels else None,
+            self._source.rows(view, rows) if wanted and self._source is not None else None,
             self.labels[index],
             self.labels[partner],
             weight,

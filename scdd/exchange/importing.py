@@ -16,7 +16,7 @@ from scdd.datasets.image_folder import decode_files
 from scdd.datasets.load import MEASURED
 from scdd.datasets.pixel_statistics import measure_mean_std
 from scdd.datasets.splits import evenly_spaced
-from scdd.distilled import Header, codec_of, write_distilled
+from scdd.distilled import Header, codec_of, label_sizes, write_distilled
 from scdd.errors import ConfigError, DataError, UserError
 from scdd.exchange.class_order import check_classes
 from scdd.exchange.image_files import Known, class_files, find_images, image_size
@@ -104,8 +104,9 @@ def import_folder(
     if labeller is None:
         write_distilled(out, header, pixels, images.labels)
     else:
-        stored = codec.bytes_a_label * settings.views * count if codec is not None else 0
-        say(f"soft labels: {size_of(stored)} ({settings.codec})")
+        sizes = label_sizes(settings, count, side, classes)
+        parts = size_of(sizes.labels), size_of(sizes.views)
+        say(f"soft labels: {parts[0]} ({settings.codec}), views: {parts[1]}")
         blocks = labeller.blocks(settings, codec, pixels, SEED, device)
         write_distilled(out, header, pixels, images.labels, blocks, settings.views, codec)
     per_class = f"{header.ipc} per class" if ranked else "not the same number of each"

@@ -13,10 +13,10 @@ from scdd.config.relabel import RelabelConfig
 from scdd.config.section import Triple
 from scdd.distilled import Arrays, Codec, ViewRecords
 from scdd.errors import CheckpointError
-from scdd.files import sha256_of
 from scdd.models import recreate
 from scdd.progress import Bar
 from scdd.stages.relabel import relabel
+from scdd.steps import teacher_record
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,9 +34,7 @@ class Labeller:
 
     def record(self, cfg: RelabelConfig) -> dict[str, Any]:
         """What a distilled file says of its teacher."""
-        names = ("arch", "stem", "objective", "epoch", "val_top1")
-        known = {name: self.about.get(name) for name in names}
-        return {**known, "weights": sha256_of(self.path), "bn": cfg.teacher_bn}
+        return teacher_record(self.path) | {"bn": cfg.teacher_bn}
 
     def blocks(
         self,

@@ -28,6 +28,7 @@ def steps_per_epoch(cfg: PosttrainConfig, data: DistilledDataset) -> int:
 def step_batches(
     cfg: PosttrainConfig,
     data: DistilledDataset,
+    labels: Labels,
     epoch: int,
     order: torch.Generator,
     skip: int = 0,
@@ -37,7 +38,8 @@ def step_batches(
     They are batches of the dataset: a whole number of groups each, and none of a single image. The
     last step may have fewer.
     """
-    parts = data.epoch(epoch, cfg.micro_batch, order, skip * cfg.micro_batches)
+    first, soft = skip * cfg.micro_batches, labels == "soft"
+    parts = data.epoch(epoch, cfg.micro_batch, order, first, soft)
     while batches := list(islice(parts, cfg.micro_batches)):
         yield batches
 

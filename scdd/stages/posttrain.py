@@ -101,7 +101,7 @@ def train_student(
         while done < cfg.epochs * each:
             epoch, skip = divmod(done, each)
             order = generator(seed, "posttrain.order", epoch)
-            for batches in step_batches(cfg, data, epoch, order, skip):
+            for batches in step_batches(cfg, data, labels, epoch, order, skip):
                 set_lr(optimizer, learning_rate(cfg, done, each))
                 with seeded(seed, "posttrain.dropout", done, *rank):
                     loss = step(batches)

@@ -4,18 +4,17 @@ Long steps work in shards (a batch of images, a range of views, a student), each
 go on after a kill with the first shard that is missing.
 """
 
-from scdd.steps.context import Arm, Context, check_later_steps
+from scdd.steps.context import Arm, Context, check_later_steps, teacher_record
 from scdd.steps.posttrain import run_posttrain, student_seed
 from scdd.steps.probe import run_probe, run_probe_labellers
 from scdd.steps.recover import run_recover
-from scdd.steps.relabel import label_sizes, run_baseline, run_relabel
+from scdd.steps.relabel import run_baseline, run_relabel
 from scdd.steps.squeeze import load_instead, run_squeeze, run_squeeze_labellers
 
 __all__ = [
     "Arm",
     "Context",
     "check_later_steps",
-    "label_sizes",
     "load_instead",
     "run_baseline",
     "run_posttrain",
@@ -26,4 +25,5 @@ __all__ = [
     "run_squeeze",
     "run_squeeze_labellers",
     "student_seed",
+    "teacher_record",
 ]

@@ -155,10 +155,10 @@ def header_of(
         labellers: weights of the networks whose mean the labels are, if not that teacher's alone.
     """
     cfg = context.cfg
-    teacher = _record(context.run.path / "probe" / "teacher.safetensors")
+    teacher = teacher_record(context.run.path / "probe" / "teacher.safetensors")
     teacher["bn"] = cfg.relabel.teacher_bn
     if labellers:
-        teacher["labellers"] = [_record(path) for path in labellers]
+        teacher["labellers"] = [teacher_record(path) for path in labellers]
     return Header(
         kind="dense",
         target_kind=target_kind,
@@ -179,8 +179,8 @@ def header_of(
     )
 
 
-def _record(weights: Path) -> dict[str, Any]:
-    """What a file says of a network that had to do with it."""
+def teacher_record(weights: Path) -> dict[str, Any]:
+    """What a distilled file says of a network that had to do with it; None is not known."""
     _, about = load_weights(weights)
     names = ("arch", "stem", "objective", "epoch", "val_top1")
-    return {name: about[name] for name in names} | {"weights": sha256_of(weights)}
+    return {name: about.get(name) for name in names} | {"weights": sha256_of(weights)}

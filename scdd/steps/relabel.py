@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from itertools import chain, islice
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -18,8 +17,7 @@ from scdd.distilled import (
     DistilledFile,
     ViewRecords,
     codec_of,
-    record_bytes,
-    sample_views,
+    label_sizes,
     write_distilled,
 )
 from scdd.distilled.computed_labels import TEACHER
@@ -65,28 +63,6 @@ def run_baseline(context: Context, step: str) -> tuple[str, ...]:
         return train.read(rows[first:last]).cpu()
 
     return _label(context, step, read, train.labels[rows], "random_real.h5", "random")
-
-
-class LabelSizes(NamedTuple):
-    """Bytes that labels take."""
-
-    labels: int
-    """Soft labels in the file."""
-    views: int
-    """View records in the file."""
-    shards: int
-    """Both until the file is there."""
-
-
-def label_sizes(cfg: RelabelConfig, count: int, image_size: int, classes: int) -> LabelSizes:
-    """How much the labels of `count` images take."""
-    codec = codec_of(cfg, classes)
-    labels = cfg.views * count * codec.bytes_a_label if codec is not None else 0
-    example = sample_views(cfg, count, image_size, 0, 0, 1).parameters
-    unpacked = sum(values.nbytes for values in example.values())
-    steps = cfg.randaugment.count if cfg.randaugment is not None else 0
-    stored = record_bytes(example, count, steps)
-    return LabelSizes(labels, cfg.views * stored, labels + cfg.views * unpacked)
 
 
 def _label(

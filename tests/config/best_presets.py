@@ -6,9 +6,8 @@ from typing import Any
 def supervised(
     epochs: int, batch: int, lr: float, weight_decay: float, least_crop: float, **more: float
 ) -> dict[str, Any]:
-    """A ResNet-18 trained with labels, on crops and flips alone."""
-    return {
-        "arch": "resnet18",
+    """A ResNet-18 and a ShuffleNetV2 trained with labels, on crops and flips alone."""
+    training: dict[str, Any] = {
         "objective": {"name": "supervised"},
         "epochs": epochs,
         "batch": batch,
@@ -16,6 +15,10 @@ def supervised(
         "weight_decay": weight_decay,
         "views": [{"crop_scale": [least_crop, 1.0], "jitter": 0.0, "grey": 0.0}],
         **more,
+    }
+    return {
+        "squeeze": {"arch": "resnet18", **training},
+        "squeeze_labellers": [{"arch": "shufflenet_v2_x0_5", **training}],
     }
 
 
@@ -41,14 +44,21 @@ COMMON: dict[str, Any] = {
 BEST: dict[str, dict[str, Any]] = {
     # EDC (arXiv:2404.13733), as far as it can be said.
     "cifar10_best": COMMON
+    | supervised(10, 64, 0.05, 0.0, 0.75, final_lr=0.05)
     | {
         "dataset": {"name": "cifar10", "root": "data", "image_size": 32},
-        "squeeze": supervised(10, 64, 0.05, 0.0, 0.75, final_lr=0.05),
-        "recover": {"start": "real", "iterations": 75, "lr": 0.05, "crop_scale": [0.5, 1.0]},
+        "recover": {
+            "start": "real",
+            "teachers": "all",
+            "iterations": 75,
+            "lr": 0.05,
+            "crop_scale": [0.5, 1.0],
+        },
         "relabel": {
             "views": 1000,
             "randaugment": {"count": 2, "magnitude": 9},
             "mix": "cutmix",
+            "teachers": "all",
         },
         "posttrain": {
             "arch": "resnet18",
@@ -63,19 +73,20 @@ BEST: dict[str, dict[str, Any]] = {
         },
     },
     "cifar100_best": COMMON
+    | supervised(200, 128, 0.1, 5e-4, 0.75)
     | {
         "dataset": {"name": "cifar100", "root": "data", "image_size": 32},
-        "squeeze": supervised(200, 128, 0.1, 5e-4, 0.75),
-        "recover": FADRM_RECOVER | {"start": "median", "roll": 4},
-        "relabel": FADRM_RELABEL | {"views": 1000},
+        "recover": FADRM_RECOVER | {"start": "median", "teachers": "all", "roll": 4},
+        "relabel": FADRM_RELABEL | {"views": 1000, "teachers": "all"},
         "posttrain": FADRM_POSTTRAIN | {"epochs": 1000},
     },
     "tiny_imagenet_best": COMMON
+    | supervised(100, 128, 0.1, 5e-4, 0.08)
     | {
         "dataset": {"name": "image_folder", "root": "data/tiny-imagenet-200", "image_size": 64},
-        "squeeze": supervised(100, 128, 0.1, 5e-4, 0.08),
-        "recover": FADRM_RECOVER | {"start": "median", "order": "shuffled", "roll": 4},
-        "relabel": FADRM_RELABEL | {"views": 300},
+        "recover": FADRM_RECOVER
+        | {"start": "median", "teachers": "all", "order": "shuffled", "roll": 4},
+        "relabel": FADRM_RELABEL | {"views": 300, "teachers": "all"},
         "posttrain": FADRM_POSTTRAIN,
     },
     "imagenet_best": COMMON

@@ -13,6 +13,7 @@ from scdd.config.objectives import MocoV2Config, SupervisedConfig
 from scdd.config.recover import RecoverConfig
 from scdd.config.relabel import RandAugmentConfig
 from scdd.config.run import RunConfig
+from scdd.config.squeeze import SqueezeConfig
 from scdd.config.views import ViewConfig
 from scdd.models import create_model, list_models
 from tests.config.best_presets import BEST
@@ -41,17 +42,29 @@ def leaves(value: Any, prefix: str = "") -> dict[str, Any]:
 
 def defaults_under(settings: dict[str, Any]) -> dict[str, Any]:
     """All defaults, with those of the sections that `settings` opens, adds to or exchanges."""
-    found, squeeze = RunConfig().model_dump(), settings["squeeze"]
+    found = RunConfig().model_dump()
     if "recover_real" in settings:
         found["recover_real"] = RecoverConfig().model_dump()
     if "randaugment" in settings.get("relabel", {}):
         found["relabel"]["randaugment"] = RandAugmentConfig().model_dump()
-    if "checkpoint" in squeeze:
-        found["squeeze"]["checkpoint"] = CheckpointConfig(path="").model_dump()
-    if "views" in squeeze:
-        found["squeeze"]["views"] = [ViewConfig().model_dump()] * len(squeeze["views"])
-    if squeeze.get("objective") == {"name": "supervised"}:
-        found["squeeze"]["objective"] = SupervisedConfig().model_dump()
+    found["squeeze"] |= squeeze_defaults(settings["squeeze"])
+    if "squeeze_labellers" in settings:
+        found["squeeze_labellers"] = [
+            SqueezeConfig().model_dump() | squeeze_defaults(labeller)
+            for labeller in settings["squeeze_labellers"]
+        ]
+    return found
+
+
+def squeeze_defaults(settings: dict[str, Any]) -> dict[str, Any]:
+    """Defaults of the sections of a squeeze."""
+    found: dict[str, Any] = {}
+    if "checkpoint" in settings:
+        found["checkpoint"] = CheckpointConfig(path="").model_dump()
+    if "views" in settings:
+        found["views"] = [ViewConfig().model_dump()] * len(settings["views"])
+    if settings.get("objective") == {"name": "supervised"}:
+        found["objective"] = SupervisedConfig().model_dump()
     return found
 
 

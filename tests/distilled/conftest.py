@@ -13,6 +13,7 @@ from scdd.config.relabel import RelabelConfig
 from scdd.distilled import (
     Arrays,
     Codec,
+    DistilledDataset,
     Header,
     ViewRecords,
     make_codec,
@@ -46,6 +47,22 @@ class Content:
         for first in range(0, len(self.logits), block):
             last = min(first + block, len(self.logits))
             yield self.records.slice(first, last), encode(self.logits[first:last])
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def opened(made: Content, folder: Path) -> DistilledDataset:
+    """The dataset of a file with this content."""
+    made.write(folder / "distilled.h5")
+    return DistilledDataset.open(folder / "distilled.h5")
+
+
+def numbered(made: Content) -> Content:
+    """Content whose image k is the constant k, so that images can be told apart."""
+    made.images[:] = torch.arange(len(made.images), dtype=torch.uint8)[:, None, None, None]
+    return made
 
 
 def make_content(

@@ -3,7 +3,6 @@
 import itertools
 import pickle
 from collections.abc import Iterable
-from pathlib import Path
 
 import h5py
 import numpy as np
@@ -19,23 +18,9 @@ from scdd.distilled import Batch, DistilledDataset, DistilledFile, Sample, datas
 from scdd.errors import FormatError
 from scdd.files import sha256_of
 from scdd.models import create_model
+from tests.distilled.conftest import numbered, opened, seeded
 
 GROUPED = RelabelConfig(mix="cutmix", teacher_bn="batch", group=5)
-
-
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def opened(made, folder: Path) -> DistilledDataset:
-    made.write(folder / "distilled.h5")
-    return DistilledDataset.open(folder / "distilled.h5")
-
-
-def numbered(made):
-    """Content whose image k is class k, so that samples can be told apart."""
-    made.images[:] = torch.arange(len(made.images), dtype=torch.uint8)[:, None, None, None]
-    return made
 
 
 def assert_same(batch: Batch | Sample, samples: list[Sample]) -> None:

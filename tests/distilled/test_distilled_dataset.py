@@ -4,7 +4,6 @@ import itertools
 import multiprocessing
 import os
 import pickle
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,21 +13,7 @@ from hypothesis import strategies as st
 from scdd.config.relabel import RelabelConfig
 from scdd.distilled import Batch, DistilledDataset, render_views
 from scdd.errors import FormatError
-
-
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def opened(made, folder: Path) -> DistilledDataset:
-    made.write(folder / "distilled.h5")
-    return DistilledDataset.open(folder / "distilled.h5")
-
-
-def numbered(made):
-    """Content whose image k is the constant k, to be told apart in a batch."""
-    made.images[:] = torch.arange(len(made.images), dtype=torch.uint8)[:, None, None, None]
-    return made
+from tests.distilled.conftest import numbered, opened, seeded
 
 
 def shown(batch: Batch, data: DistilledDataset) -> list[int]:
@@ -128,6 +113,16 @@ def test_images_alone_are_shown_as_they_are(content, tmp_path):
     assert batch.logits is None and (batch.label_weight == 1).all()
     with pytest.raises(FormatError, match="the file has no soft labels; relabel it"):
         data.soft_labels(0)
+
+
+def test_soft_labels_that_are_not_wanted_are_not_looked_for(content, tmp_path):
+    data = opened(content(RelabelConfig(mix="cutmix"), views=2), tmp_path)
+    wanted = list(data.epoch(1, 4, seeded()))
+    data.path.unlink()  # Images and views are in memory, labels are not.
+    for batch, same in zip(data.epoch(1, 4, seeded(), soft_labels=False), wanted, strict=True):
+        assert batch.logits is None and same.logits is not None
+        for name in ("images", "labels", "partner_labels", "label_weight"):
+            assert torch.equal(getattr(batch, name), getattr(same, name))
 
 
 def test_label_bytes_count_logits_and_records(content, tmp_path):

@@ -54,7 +54,7 @@ def trained(
     losses = []
     for epoch in range(cfg.epochs):
         order = torch.Generator().manual_seed(epoch)
-        for batches in step_batches(cfg, data, epoch, order):
+        for batches in step_batches(cfg, data, "soft", epoch, order):
             set_lr(optimizer, cfg.lr / (1 + len(losses)))
             losses.append(step(batches).item())
     return student, losses
@@ -106,7 +106,7 @@ def test_what_is_recorded_reads_tensors_that_stay_and_runs_nothing_but_replays(
     ran = captured(step, warm_up=call, record=lambda work: work)
     wanted, found = [], []
     for epoch in range(WARM_UP + 3):
-        (batches,) = step_batches(cfg, data, epoch, torch.Generator().manual_seed(epoch))
+        (batches,) = step_batches(cfg, data, "soft", epoch, torch.Generator().manual_seed(epoch))
         wanted.append(batches[0].images.sum().item())
         found.append(ran(batches).item())
     assert found == wanted and len(set(seen)) == 1
@@ -124,7 +124,7 @@ def test_shapes_beyond_a_few_are_run_as_they_are(make_distilled: MakeDistilled):
     for _ in range(WARM_UP + 2):
         for batch in range(2, 2 + GRAPHS + 2):
             cfg = settings(batch=batch)
-            batches = next(step_batches(cfg, data, 0, torch.Generator().manual_seed(0)))
+            batches = next(step_batches(cfg, data, "soft", 0, torch.Generator().manual_seed(0)))
             assert ran(batches).item() == batches[0].images.mean().item()
     assert len(recorded) == GRAPHS
 

@@ -75,7 +75,7 @@ def test_a_micro_batch_is_a_whole_number_of_groups_and_every_image_is_seen_once(
     relabel: RelabelConfig, batch: int, sizes: list[list[int]], make_distilled: MakeDistilled
 ):
     data, cfg = make_distilled(relabel), settings(batch=batch, micro_batches=2)
-    steps = list(step_batches(cfg, data, 0, drawn(0)))
+    steps = list(step_batches(cfg, data, "soft", 0, drawn(0)))
     assert [[len(b.images) for b in step] for step in steps] == sizes
     assert steps_per_epoch(cfg, data) == len(sizes)
     seen = torch.cat([b.logits for step in steps for b in step])
@@ -88,7 +88,7 @@ def test_a_micro_batch_is_a_whole_number_of_groups_and_every_image_is_seen_once(
         for part in group.split([size for step in sizes for size in step]):
             for number in part.unique():
                 assert (part == number).sum() == (group == number).sum()
-    skipped = list(step_batches(cfg, data, 0, drawn(0), skip=1))
+    skipped = list(step_batches(cfg, data, "soft", 0, drawn(0), skip=1))
     assert len(skipped) == len(steps) - 1
     for mine, whole in zip(skipped, steps[1:], strict=True):
         assert all(torch.equal(a.images, b.images) for a, b in zip(mine, whole, strict=True))
@@ -105,7 +105,7 @@ def test_each_micro_batch_has_statistics_of_its_own_and_counts_by_its_images(
     each = steps_per_epoch(cfg, data)
     for epoch in range(cfg.epochs):
         order = generator(2, "posttrain.order", epoch)
-        for number, step in enumerate(step_batches(cfg, data, epoch, order)):
+        for number, step in enumerate(step_batches(cfg, data, "soft", epoch, order)):
             gradients = [torch.zeros_like(p) for p in truth.parameters()]
             images = sum(len(batch.images) for batch in step)
             sizes.add(tuple(len(batch.images) for batch in step))

@@ -1,13 +1,8 @@
 """Recover in a run: groups on one rank and on several, kills, orders, starts, a full disk."""
 
 import json
-import os
 import resource
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,7 +17,8 @@ from scdd.run import RunDirectory
 from scdd.stages.select import choose_start, read_chosen
 from scdd.steps import Context, run_recover
 from tests import tiny_run
-from tests.conftest import FinishedRun, Outcome, child_environment
+from tests.conftest import FinishedRun, Outcome
+from tests.killed_rank import kill_a_rank
 
 Run = Callable[..., Outcome]
 CPU = torch.device("cpu")
@@ -128,23 +124,8 @@ def test_a_rank_that_dies_leaves_its_groups_and_any_number_of_ranks_makes_the_re
     }
     whole = tiny_run.copy_of(probed, tmp_path / "whole")
     assert warm_command(*distill(whole, **settings)).returncode == 0
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    process = subprocess.Popen(
-        [sys.executable, *launcher, "-m", "scdd", *distill(probed, **settings)],
-        env=child_environment(),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    shards, deadline = probed / "recover" / "shards", time.monotonic() + 200
-    while len(list(shards.glob("batch-*.safetensors"))) < 2:
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.02)
-    ranks = subprocess.run(
-        ["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True
-    )
-    os.kill(int(ranks.stdout.split()[-1]), signal.SIGKILL)
-    assert process.wait(120) != 0
+    shards = probed / "recover" / "shards"
+    kill_a_rank(distill(probed, **settings), shards, "batch-*.safetensors", 2)
     kept = {path.name: path.stat().st_mtime_ns for path in shards.glob("batch-*.safetensors")}
     assert 2 <= len(kept) < 5
     outcome = warm_command(*distill(probed, **settings))

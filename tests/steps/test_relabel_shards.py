@@ -1,12 +1,7 @@
 """The step relabel in shards: kills, ranks, the disk that it takes, images out of memory."""
 
-import os
 import resource
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,11 +11,13 @@ import torch
 
 from scdd.checkpoint import load_weights, save_weights
 from scdd.config.load import load_config
+from scdd.distilled import label_sizes
 from scdd.errors import RunError
 from scdd.run import RunDirectory
-from scdd.steps import Context, label_sizes, run_relabel
+from scdd.steps import Context, run_relabel
 from tests import tiny_run
-from tests.conftest import FinishedRun, Outcome, child_environment
+from tests.conftest import FinishedRun, Outcome
+from tests.killed_rank import kill_a_rank
 
 Run = Callable[..., Outcome]
 
@@ -73,23 +70,8 @@ def test_a_rank_that_dies_leaves_its_views_and_any_number_of_ranks_makes_the_res
     many = {"relabel__views": 3000}
     whole, run = (copied(finished_run.path, tmp_path / name) for name in ("whole", "run"))
     assert warm_command(*command_for(whole, **many)).returncode == 0
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    process = subprocess.Popen(
-        [sys.executable, *launcher, "-m", "scdd", *command_for(run, **many)],
-        env=child_environment(),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    shards, deadline = run / "relabel" / "shards", time.monotonic() + 200
-    while len(list(shards.glob("views-*.safetensors"))) < 3:
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.02)
-    ranks = subprocess.run(
-        ["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True
-    )
-    os.kill(int(ranks.stdout.split()[-1]), signal.SIGKILL)
-    assert process.wait(120) != 0
+    shards = run / "relabel" / "shards"
+    kill_a_rank(command_for(run, **many), shards, "views-*.safetensors", 3)
     assert 3 <= len(list(shards.glob("views-*.safetensors"))) < 30
     assert not (run / "relabel" / "distilled.h5").exists()
     # Marked, so that one that is made again would show.

@@ -23,7 +23,9 @@ def recalibrate(model: nn.Module, data: DistilledDataset, batch: int, seed: int)
         norm.reset_running_stats()
         norm.momentum = None  # a cumulative average
     for epoch in range(min(max(data.num_views, 1), MOST_EPOCHS)):
-        for part in data.epoch(epoch, batch, generator(seed, "apps.recalibrate", epoch)):
+        for part in data.epoch(
+            epoch, batch, generator(seed, "apps.recalibrate", epoch), soft_labels=False
+        ):
             model(part.images)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
