@@ -63,9 +63,11 @@ BUDGET = 40
 ARMS: dict[str, dict[str, Any]] = {
     "full": {"codec": "full"},
     "int8": {"codec": "int8"},
+    "int4": {"codec": "int4"},
     "topk 10": {"codec": "topk", "top": 10},
     "full, 1/40": {"codec": "full", "views": None},
     "int8, 1/40": {"codec": "int8", "views": None},
+    "int4, 1/40": {"codec": "int4", "views": None},
     "topk 5, 1/40": {"codec": "topk", "top": 5, "views": None},
     "hard": {"codec": "hard"},
 }

@@ -45,10 +45,10 @@ class RelabelConfig(Section):
     """Labellers, by arch, that label as they were after an earlier epoch, one of the `keep_epochs`
     of their section; not given: the last. With few images a class the best labeller is a weak one
     (arXiv:2406.10485)."""
-    codec: Literal["full", "int8", "topk", "hard", "teacher"] = "full"
-    """How soft labels are stored. full: float16 logits; int8: 256 steps between the smallest and
-    the largest of a label; topk: the largest and one logit for all others; hard: none, views serve
-    training on class labels; teacher: none, the teacher's weights lie beside the file."""
+    codec: Literal["full", "int8", "int4", "topk", "hard", "teacher"] = "full"
+    """How soft labels are stored. full: float16 logits; int8, int4: 256 or 16 steps between the
+    smallest and the largest of a label; topk: the largest and one logit for all others; hard: none,
+    views serve training on class labels; teacher: none, the teacher's weights lie beside."""
     top: PositiveInt = 10
     """Logits of a label that topk keeps."""
     rest_temperature: PositiveFloat = 20.0

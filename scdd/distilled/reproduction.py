@@ -78,6 +78,7 @@ def _distance(file: DistilledFile, codec: Codec, view: int, rows: Tensor, logits
 def _rounding(codec: Codec, logits: Tensor) -> Tensor:
     """How far [B] the codec itself may move a logit."""
     float16 = logits.abs().amax(dim=1) * torch.finfo(torch.float16).eps / 2
-    if codec.name != "int8":
+    steps = {"int8": 255, "int4": 15}.get(codec.name)
+    if steps is None:
         return float16
-    return float16 + (logits.amax(dim=1) - logits.amin(dim=1)) / 510 * (1 + 2**-10)
+    return float16 + (logits.amax(dim=1) - logits.amin(dim=1)) / (2 * steps) * (1 + 2**-10)

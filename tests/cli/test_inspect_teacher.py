@@ -47,7 +47,9 @@ def reproduced(command: Run, file: Path, *weights: Path) -> tuple[str, float]:
     return line, float(found[1])
 
 
-@pytest.mark.parametrize(("codec", "least", "most"), [("full", 0, 0.1), ("int8", 0.01, 0.3)])
+@pytest.mark.parametrize(
+    ("codec", "least", "most"), [("full", 0, 0.1), ("int8", 0.01, 0.3), ("int4", 0.3, 3.5)]
+)
 def test_the_labels_of_a_run_are_those_of_its_teacher(
     codec: str,
     least: float,

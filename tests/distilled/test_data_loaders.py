@@ -65,7 +65,7 @@ def test_a_sample_is_what_the_file_says_of_an_image_and_a_view(content, tmp_path
     batch=st.integers(1, 9),
     epoch=st.integers(0, 5),
     shuffle=st.booleans(),
-    codec=st.sampled_from(["full", "int8", "topk"]),
+    codec=st.sampled_from(["full", "int8", "int4", "topk"]),
     seed=st.integers(0, 99),
 )
 @settings(deadline=None, max_examples=30)

@@ -65,7 +65,9 @@ def test_every_operation_of_randaugment_is_documented_with_its_number_and_range(
     assert said == known
 
 
-@pytest.mark.parametrize(("codec", "top"), [("full", {}), ("int8", {}), ("topk", {"top": 2})])
+@pytest.mark.parametrize(
+    ("codec", "top"), [("full", {}), ("int8", {}), ("int4", {}), ("topk", {"top": 2})]
+)
 def test_every_array_of_a_codec_is_documented_with_its_dtype(content, tmp_path, codec, top):
     content(RelabelConfig(), classes=5, codec=codec, **top).write(tmp_path / "a.h5")
     said = {cells[0].strip("`"): cells[1] for cells in rows("Codecs")}

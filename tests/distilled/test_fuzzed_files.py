@@ -143,6 +143,7 @@ def check_mutations(whole: Path, folder: Path, count: int, seed: int) -> None:
 CONTENTS = {
     "full": {"cfg": RelabelConfig(mix="cutmix", teacher_bn="batch", group=3)},
     "int8": {"cfg": RelabelConfig(mix="mixup"), "codec": "int8"},
+    "int4": {"cfg": RelabelConfig(), "classes": 5, "codec": "int4"},
     "topk": {"cfg": RelabelConfig(mix="cutmix", crop="padded"), "codec": "topk", "top": 2},
     "hard": {"cfg": RelabelConfig(), "codec": "hard"},
     "images alone": {"cfg": None, "ipc": None},

@@ -49,7 +49,7 @@ CONFIGS = st.builds(
     size=st.integers(1, 9),
     seed=st.integers(0, 2**63 - 1),
     block=st.integers(1, 5),
-    codec=st.sampled_from(["full", "int8", "topk", "hard", "teacher"]),
+    codec=st.sampled_from(["full", "int8", "int4", "topk", "hard", "teacher"]),
     data=st.data(),
 )
 def test_everything_comes_back(
@@ -82,7 +82,7 @@ def test_everything_comes_back(
             assert file.codec is None
         else:
             assert (file.codec.name, file.codec.attributes) == (codec, top)
-        if cfg is not None and codec in ("full", "int8", "topk"):
+        if cfg is not None and codec in ("full", "int8", "int4", "topk"):
             wanted = made.codec.decode(made.codec.encode(made.logits))
             some = np.arange(len(made.images))[1::2]
             for view in range(views):

@@ -29,9 +29,10 @@ def test_full_labels_are_the_float16_that_numpy_rounds_to(logits):
     assert np.array_equal(decoded.numpy(), logits.astype(np.float16).astype(np.float32))
 
 
-@given(labels(st.integers(1, 20), largest=32000.0))
-def test_int8_labels_are_half_a_step_away_at_most(logits):
-    codec = make_codec("int8", logits.shape[-1])
+@pytest.mark.parametrize(("name", "most"), [("int8", 255), ("int4", 15)])
+@given(logits=labels(st.integers(1, 20), largest=32000.0))
+def test_labels_in_steps_are_half_a_step_away_at_most(name, most, logits):
+    codec = make_codec(name, logits.shape[-1])
     stored = codec.encode(torch.from_numpy(logits))
     assert {name: values.dtype for name, values in stored.items()} == {
         "steps": torch.uint8,
@@ -40,11 +41,18 @@ def test_int8_labels_are_half_a_step_away_at_most(logits):
     }
     exact = logits.astype(np.float64)
     low, high = exact.min(-1, keepdims=True), exact.max(-1, keepdims=True)
-    # Half a step, the rounding of the smallest logit, and that of the step, 255 of them.
+    # Half a step, the rounding of the smallest logit, and that of the step.
     ulp = np.spacing(np.abs(low).astype(np.float16)).astype(np.float64)
-    coarse = np.spacing(((high - low) / 255).astype(np.float16)).astype(np.float64)
-    bound = (high - low) / 510 + ulp + coarse + 1e-6 * np.abs(exact).max()
+    coarse = np.spacing(((high - low) / most).astype(np.float16)).astype(np.float64)
+    bound = (high - low) / (2 * most) + ulp + coarse + 1e-6 * np.abs(exact).max()
     assert (np.abs(codec.decode(stored).double().numpy() - exact) <= bound).all()
+
+
+def test_int4_puts_two_classes_into_a_byte_the_first_below():
+    codec = make_codec("int4", 5)
+    stored = codec.encode(torch.tensor([[3.0, 18.0, 5.0, 4.0, 17.0]]))  # Steps of 1 above 3.
+    assert stored["steps"].tolist() == [[0xF0, 0x12, 0x0E]]
+    assert codec.decode(stored).tolist() == [[3.0, 18.0, 5.0, 4.0, 17.0]]
 
 
 @given(labels(st.integers(2, 300), largest=1000.0), st.data())
@@ -92,7 +100,13 @@ def test_classes_take_as_few_bytes_as_their_number_allows(classes: int, dtype: t
 
 @pytest.mark.parametrize(
     ("name", "attributes", "bytes_"),
-    [("full", {}, 200), ("int8", {}, 104), ("topk", {"top": 10}, 32), ("teacher", {}, 0)],
+    [
+        ("full", {}, 200),
+        ("int8", {}, 104),
+        ("int4", {}, 54),
+        ("topk", {"top": 10}, 32),
+        ("teacher", {}, 0),
+    ],
 )
 def test_the_bytes_of_a_label_are_those_of_its_arrays(name: str, attributes: dict, bytes_: int):
     codec = make_codec(name, 100, attributes)
@@ -101,7 +115,7 @@ def test_the_bytes_of_a_label_are_those_of_its_arrays(name: str, attributes: dic
     assert codec.bytes_a_label == bytes_
 
 
-@pytest.mark.parametrize("name", ["full", "int8", "topk"])
+@pytest.mark.parametrize("name", ["full", "int8", "int4", "topk"])
 @pytest.mark.parametrize("value", [65505.0, -1e6, 1e30])
 def test_a_logit_beyond_float16_is_an_error_of_the_run(name: str, value: float):
     codec = make_codec(name, 2, {"top": 1} if name == "topk" else {})
@@ -109,7 +123,7 @@ def test_a_logit_beyond_float16_is_an_error_of_the_run(name: str, value: float):
         codec.encode(torch.tensor([[0.0, value]]))
 
 
-@pytest.mark.parametrize("name", ["full", "int8", "topk"])
+@pytest.mark.parametrize("name", ["full", "int8", "int4", "topk"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_a_logit_that_is_not_finite_is_an_error_of_the_run(name: str, value: float):
     codec = make_codec(name, 2, {"top": 1} if name == "topk" else {})

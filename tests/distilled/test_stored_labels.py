@@ -17,7 +17,7 @@ from scdd.distilled.stored_labels import StoredLabels
 from scdd.errors import FormatError
 
 COUNT, CLASSES, VIEWS = 40, 300, 5
-CODECS = {"full": {}, "int8": {}, "topk": {"top": 3}}
+CODECS = {"full": {}, "int8": {}, "int4": {}, "topk": {"top": 3}}
 
 
 @pytest.fixture(scope="module")

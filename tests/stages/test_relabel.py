@@ -208,7 +208,7 @@ def test_a_teacher_without_batch_norm_labels_groups_as_it_labels_anything(
 
 
 @pytest.mark.parametrize(
-    ("codec", "classes"), [("full", 4), ("int8", 4), ("topk", 4), ("topk", 300)]
+    ("codec", "classes"), [("full", 4), ("int8", 4), ("int4", 5), ("topk", 4), ("topk", 300)]
 )
 def test_what_is_kept_of_batches_is_what_the_codec_keeps_of_the_whole(
     codec: str, classes: int, make_teacher: MakeTeacher

@@ -24,7 +24,8 @@ def relabelled(command: Run, run: Path, **settings: object) -> DistilledFile:
 
 
 @pytest.mark.parametrize(
-    ("codec", "bytes_a_label", "farthest"), [("int8", 14, 0.004), ("topk", 3 * 3 + 2, None)]
+    ("codec", "bytes_a_label", "farthest"),
+    [("int8", 14, 0.004), ("int4", 9, 0.034), ("topk", 3 * 3 + 2, None)],
 )
 def test_a_codec_stores_what_the_full_store_holds_in_fewer_bytes(
     warm_command: Run, copied_run: Path, codec: str, bytes_a_label: int, farthest: float | None
