@@ -73,8 +73,8 @@ ARMS: dict[str, dict[str, Any]] = {
     "topk 5, 1/40": {"codec": "topk", "top": 5, "views": None},
     "hard": {"codec": "hard"},
 }
-"""Changes of the section `relabel`; `views: null`: as many as the budget holds; `flip`: of the section
-`posttrain`, views mirrored once more while training."""
+"""Changes of the section `relabel`; `views: null`: as many as the budget holds. `flip` goes to the
+section `posttrain`: views mirrored once more while training."""
 
 
 def main() -> None:
