@@ -5,7 +5,6 @@ forward pass runs on the meta device: shapes alone, no arithmetic.
 """
 
 import copy
-import math
 from os.path import commonprefix
 
 import torch
@@ -39,18 +38,18 @@ def adapt_unlisted(model: nn.Module, leading: int, image_size: int) -> tuple[str
         if halvings:
             _drop(model, halvings, max(halvings), changes)
     halvings, last_map = watch(model, image_size)
-    while halvings and last_map < MIN_LAST_MAP:
+    while halvings and last_map and last_map < MIN_LAST_MAP:
         _drop(model, halvings, min(halvings), changes)
         halvings, last_map = watch(model, image_size)
-    if last_map < MIN_LAST_MAP:
+    if last_map and last_map < MIN_LAST_MAP:
         raise Unadaptable(f"its last map would be {last_map}x{last_map}")
     return tuple(changes.values())
 
 
-def watch(model: nn.Module, image_size: int) -> tuple[Halvings, int]:
+def watch(model: nn.Module, image_size: int) -> tuple[Halvings, int | None]:
     """Run `model.forward_features` on an image; return its halvings and the side of its last map.
 
-    Where the features are tokens, that is the side of the square that they fill.
+    That is None where the features are no map but tokens.
     """
     paths = {module: name for name, module in model.named_modules() if _strided(module)}
     halvings: Halvings = {}
@@ -64,9 +63,9 @@ def watch(model: nn.Module, image_size: int) -> tuple[Halvings, int]:
     features = on_meta(_Features(model), torch.empty(1, 3, image_size, image_size))
     for hook in hooks:
         hook.remove()
+    if not isinstance(features, Tensor) or features.dim() != 4:
+        return halvings, None
     channels_last = features.shape[-1] == model.num_features != features.shape[1]
-    if features.dim() == 3:
-        return halvings, math.isqrt(features.shape[1])
     return halvings, min(features.shape[1:3] if channels_last else features.shape[2:])
 
 
@@ -106,12 +105,13 @@ def _drop(model: nn.Module, halvings: Halvings, side: int, changes: dict[str, st
             model.set_submodule(path, nn.Identity())
         else:
             raise Unadaptable(f"its layer {path} cannot lose its stride")
-    place = ".".join(commonprefix([path.split(".") for path in paths])) or " + ".join(paths)
+    others = f" and {len(paths) - 1} beside it"
+    place = ".".join(commonprefix([path.split(".") for path in paths])) or paths[0] + others
     changes[place] = f"{place} {what}"
 
 
 def _slow_down(model: nn.Module, path: str, conv: nn.Conv2d, side: int) -> str:
-    stride, kernel = max(conv.stride) // 2, conv.kernel_size[0]
+    stride, kernel = (max(conv.stride) + 1) // 2, conv.kernel_size[0]
     narrower = 3 if kernel == 7 and conv.groups == 1 else kernel - 1 + kernel % 2
     if type(conv) is nn.Conv2d and stride == 1 and narrower != kernel:
         model.set_submodule(path, narrowed(conv, narrower))

@@ -84,22 +84,33 @@ def _sizes(
     if "img_size" not in arguments:
         return {}, leading, ()
     stock_size = stock.pretrained_cfg["input_size"][-1]
-    stock_patch = _first(getattr(getattr(stock, "patch_embed", None), "patch_size", 1))
-    if "patch_size" not in arguments or stock_patch == 1:
+    stock_patch = _patch_of(stock)
+    if "patch_size" not in arguments or not stock_patch:
         # Behind a stem without these halvings the maps are those of an image so much larger.
         size = image_size << leading
-        return {"img_size": size}, leading, (f"sized for {size} px",) * (size != stock_size)
+        if size == stock_size:
+            return {}, leading, ()
+        return {"img_size": size}, leading, (f"sized for {size} px",)
+    patch = stock_patch
+    divides = image_size % patch == 0
     if stock.feature_info[-1]["reduction"] > stock_patch:  # stages, which merge patches
         patch = max(1, stock_patch >> leading)
-    elif image_size % stock_patch == 0 and image_size // stock_patch >= MOST_SIDE:
-        patch = stock_patch
-    else:
+    elif not divides or image_size < min(stock_size, MOST_SIDE * patch):
         patch = patch_size(image_size, arch)
+    if (image_size, patch) == (stock_size, stock_patch):
+        return {}, 0, ()
     side = image_size // patch
-    is_stock = (image_size, patch) == (stock_size, stock_patch)
-    changes = () if is_stock else (f"patch {patch}, {side}x{side} tokens",)
+    changes = (f"patch {patch}, {side}x{side} tokens",)
     return {"img_size": image_size, "patch_size": patch}, 0, changes
 
 
-def _first(value: int | tuple[int, ...]) -> int:
-    return value if isinstance(value, int) else value[0]
+def _patch_of(stock: nn.Module) -> int | None:
+    """Side of the square patches, where the first layer reads each pixel for one of them alone."""
+    for module in stock.modules():
+        layers = (m for m in module.modules() if isinstance(m, nn.Conv2d | nn.Linear))
+        if hasattr(module, "patch_size") and (layer := next(layers, None)):
+            side = module.patch_size
+            side = side if isinstance(side, int) else side[0]
+            alone = getattr(layer, "stride", (side, side)) == (side, side)
+            return side if alone and layer.weight[0].numel() == 3 * side**2 else None
+    return None

@@ -17,6 +17,7 @@ from scdd.models import create_model, list_models
 WIDE = {"resnet50w2", "resnet50w4", "resnet50w5"}  # too large to be built here but on meta
 EXPECTED = {
     *WIDE,
+    *("alexnet", "convnet", "convnet_bn", "convnet_krr", "mobilenet", "mobilenet_v2"),
     *("resnet8", "resnet8x2", "resnet8x4", "resnet10w16", "resnet14", "resnet20"),
     *("resnet18", "resnet50", "resnet101", "regnet_x_400mf", "regnet_x_8gf"),
     *("mobilenet_v3_large", "shufflenet_v2_x0_5", "squeezenet1_0", "vgg11", "vit_tiny"),
@@ -37,6 +38,7 @@ PARAMETERS = {
     "shufflenet_v2_x0_5": 0.44,
     "vit_tiny": 5.38,
     "vgg11": 9.28,
+    "mobilenet_v2": 2.35,
 }
 MULTIPLY_ADDS = {
     "resnet18": (557, 2229),
@@ -108,6 +110,18 @@ def test_parameter_counts_are_the_known_ones(arch):
     assert count / 1e6 == pytest.approx(PARAMETERS[arch], abs=0.01)
 
 
+@pytest.mark.parametrize(
+    "arch",
+    [
+        *("resnet18", "resnet50", "resnet101", "regnet_x_400mf", "regnet_x_8gf", "mobilenet_v2"),
+        *("mobilenet_v3_large", "shufflenet_v2_x0_5", "squeezenet1_0"),
+    ],
+)
+def test_parameter_counts_with_1000_classes_are_those_that_torchvision_publishes(arch):
+    published = torchvision.models.get_model_weights(arch).DEFAULT.meta["num_params"]
+    assert sum(p.numel() for p in on_meta(arch, 1000, 224).parameters()) == published
+
+
 @pytest.mark.parametrize("arch", sorted(MULTIPLY_ADDS))
 def test_multiply_adds_at_32_and_64_px_are_the_known_ones(arch):
     for size, known in zip((32, 64), MULTIPLY_ADDS[arch], strict=True):
@@ -166,7 +180,9 @@ def test_resnet_keys_and_shapes_are_those_of_torchvision(arch):
     assert list(small) == list(theirs) and different == ["conv1.weight"]
 
 
-@pytest.mark.parametrize("arch", ["resnet18", "mobilenet_v3_large", "shufflenet_v2_x0_5"])
+@pytest.mark.parametrize(
+    "arch", ["resnet18", "mobilenet_v2", "mobilenet_v3_large", "shufflenet_v2_x0_5"]
+)
 def test_stock_nets_compute_what_torchvision_computes(arch):
     theirs = torchvision.models.get_model(arch, num_classes=5)
     ours: Any = create_model(arch, 5, 128)
