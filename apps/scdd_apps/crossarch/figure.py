@@ -2,9 +2,13 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from scdd.files import replacing
 from scdd_apps.crossarch.results import Mean
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")
 """Told apart by colour-blind people too (Okabe and Ito)."""
@@ -12,7 +16,14 @@ MARKERS = "osD^"
 
 
 def draw_accuracy_over_parameters(path: Path, means: Sequence[Mean], title: str) -> None:
-    """Write a PNG: top-1 % over parameters, a series for each kind of images and labels.
+    """Write the figure as a PNG."""
+    figure = accuracy_over_parameters(means, title)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png", metadata={"Software": "scdd-apps crossarch"})
+
+
+def accuracy_over_parameters(means: Sequence[Mean], title: str) -> "Figure":
+    """Draw top-1 % over parameters, a series for each kind of images and labels.
 
     Bars are the standard deviation over seeds. Means without a score are left out.
     """
@@ -53,5 +64,4 @@ def draw_accuracy_over_parameters(path: Path, means: Sequence[Mean], title: str)
     axes.set_title(title, fontsize=10, parse_math=False)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
-    with replacing(path) as temporary:
-        figure.savefig(temporary, format="png", metadata={"Software": "scdd-apps crossarch"})
+    return figure
