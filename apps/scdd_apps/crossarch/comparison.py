@@ -85,7 +85,7 @@ def compare(
                 return
             text = results_text(inputs, students, rows, failures, data, recipes, seeds, tuning)
             _write(inputs, students, rows, failures, tuning, text, device)
-    if len(failures) == len(archs):
+    if not rows:
         raise RunError(f"crossarch: every architecture failed; {next(iter(failures.values()))}")
 
 
@@ -111,12 +111,12 @@ def _write(
         result["published"] = published_record()
     means, picture = means_over_seeds(rows), ""
     names = ["report.md", "results.json", CSV]
-    title = f"{header.dataset}: architectures"
     if any(mean.top1 is not None for mean in means):
-        draw_accuracy_over_parameters(out / FIGURE, means, f"{title}, {header.method}")
+        title = f"trained on {header.count} images of {header.image_size} px, tuning {tuning}"
+        draw_accuracy_over_parameters(out / FIGURE, means, title)
         picture = f"\n\n![top-1 over parameters]({FIGURE})"
         names.append(FIGURE)
-    write_results(out, title, text + picture, result, device)
+    write_results(out, f"{header.dataset}: architectures", text + picture, result, device)
     with replacing(out / CSV) as temporary:
         temporary.write_text(results_csv(students, rows, failures, tuning), encoding="utf-8")
     print(f"\n{text}\n\n{out / names[0]}, {', '.join(names[1:])}")
