@@ -50,9 +50,7 @@ def crossarch(
     file: FileArgument = None,
     arch: Annotated[
         Optional[list[str]],  # noqa: UP045
-        typer.Option(
-            "--arch", help="Repeatable; default: a small member of six families, see the table."
-        ),
+        typer.Option("--arch", help="Repeatable; default: a small net of each of six families."),
     ] = None,
     seeds: SeedsOption = 1,
     tuning: Annotated[

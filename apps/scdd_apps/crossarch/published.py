@@ -29,8 +29,8 @@ TABLE_8: dict[str, Published] = {
 }
 SOURCE = (
     "Published, not measured here: Table 8 of arXiv:2404.07976. ImageNet-1K, 224 px, ipc 50, "
-    "images recovered from a MoCo v3 network, one post-training for all (Table 16: AdamW lr 0.001, "
-    "weight decay 0.01, batch 64, 300 epochs, 600 for final results). Seeds are not stated. Its "
+    "images recovered from a MoCo v3 network. The paper states one post-training (Table 16: AdamW "
+    "lr 0.001, weight decay 0.01, batch 64, 300 epochs, 600 for final results) and no seeds. Its "
     "Table 6 has 60.8 for SRe2L on resnet101."
 )
 
