@@ -68,10 +68,13 @@ ARMS: dict[str, dict[str, Any]] = {
     "full, 1/40": {"codec": "full", "views": None},
     "int8, 1/40": {"codec": "int8", "views": None},
     "int4, 1/40": {"codec": "int4", "views": None},
+    "int4, 1/40, flips": {"codec": "int4", "views": None, "flip": 0.5},
+    "full, flips": {"codec": "full", "flip": 0.5},
     "topk 5, 1/40": {"codec": "topk", "top": 5, "views": None},
     "hard": {"codec": "hard"},
 }
-"""Changes of the section `relabel`; `views: null`: as many as the budget holds."""
+"""Changes of the section `relabel`; `views: null`: as many as the budget holds. `flip` goes to the
+section `posttrain`: views mirrored once more while training."""
 
 
 def main() -> None:
@@ -133,11 +136,13 @@ def without_paths(cfg: RunConfig) -> dict[str, Any]:
 def arm_config(cfg: RunConfig, name: str) -> RunConfig:
     """The configuration of an arm: the run's with another section `relabel`."""
     changes = dict(ARMS[name])
+    flip = changes.pop("flip", cfg.posttrain.flip)
     if "views" in changes:
         changes["views"] = views_within_budget(cfg, changes)
     settings = cfg.model_dump(mode="json")
     settings["relabel"] |= changes | {"rest_temperature": cfg.posttrain.temperature}
     settings["recover_real"] = None
+    settings["posttrain"]["flip"] = flip
     settings["posttrain"]["labels"] = ["hard"] if changes["codec"] == "hard" else ["soft"]
     return check(settings, name)
 
@@ -195,16 +200,17 @@ def train(cfg: RunConfig, name: str, seed: int, out: Path, device: torch.device)
     if path.exists():
         return
     kind = "hard" if ARMS[name]["codec"] == "hard" else "soft"
-    data = open_for_training(out / name / "distilled.h5", (kind,), cfg.posttrain, device)
+    training = arm_config(cfg, name).posttrain
+    data = open_for_training(out / name / "distilled.h5", (kind,), training, device)
     val = with_statistics(load_dataset(cfg.dataset).val, data.mean, data.std)
     number = student_seed(cfg.seed, seed)
-    student = new_student(cfg.posttrain.arch, data, number)
+    student = new_student(training.arch, data, number)
     started = time.monotonic()
-    train_student(cfg.posttrain, student, data, kind, number, device)
+    train_student(training, student, data, kind, number, device)
     top1 = evaluate(student, val, device).top1
     row = {"arm": name, "seed": seed, "top1": top1, "seconds": time.monotonic() - started}
     say(f"{name}, student {seed}: {top1:.1f} %")
-    steps = cfg.posttrain.epochs * steps_per_epoch(cfg.posttrain, data)
+    steps = training.epochs * steps_per_epoch(training, data)
     write_json(path, row | {"val_images": len(val.labels), "steps": steps, "commit": commit()})
 
 

@@ -27,6 +27,9 @@ class PosttrainConfig(Section):
     """Equal parts of a batch that are seen one after the other, each with BatchNorm statistics of
     its own; their gradients are averaged (CV-DD, FADRM: 16 = 8 + 8). Views that were labelled in
     groups stay together in one of them."""
+    flip: Probability = 0.0
+    """Chance that a view is mirrored once more, under the label that it has. It makes more of few
+    stored views, where left and right mean the same to the teacher."""
     optimizer: Literal["adamw", "sgd"] = "adamw"
     momentum: Probability = 0.9
     """Momentum of SGD."""
@@ -112,12 +115,13 @@ class PosttrainConfig(Section):
         """Everything about one training that moves a score, in words."""
         warmup = f", {self.warmup_epochs} of them warm-up" if self.warmup_epochs else ""
         micro = f" in {self.micro_batches} micro-batches" if self.micro_batches > 1 else ""
+        flips = f", mirrored by {self.flip:g}" if self.flip else ""
         average = f", EMA {self.ema:g}" if self.ema else ""
         loss = f"T = {self.temperature:g}" if self.loss == "kl" else "squared error of logits"
         hard = f" + {self.hard_weight:g} cross-entropy" if self.hard_weight else ""
         return (
             f"{self.epochs} epochs{warmup} = {self.epochs * steps_per_epoch} steps of batch "
-            f"{self.batch}{micro}, {self.optimizer} lr {self.lr:g}{self._describe_rate()}, "
+            f"{self.batch}{micro}{flips}, {self.optimizer} lr {self.lr:g}{self._describe_rate()}, "
             f"weight decay {self.weight_decay:g}{average}, {loss}{hard}"
         )
 

@@ -12,8 +12,12 @@ from torch import nn
 
 from scdd.config.stem import Stem
 from scdd.errors import ConfigError
+from scdd.models.alexnet import alexnet
+from scdd.models.convnet import convnet, instance_norm
+from scdd.models.mobilenet import MobileNet
 from scdd.models.small_resnet import resnet10w16, small_resnet
 from scdd.models.stems import Downsampling, adapt, quicken, set_stem
+from scdd.models.timm_nets import timm_head, timm_names, timm_net
 from scdd.models.vgg import VGG, VGG11
 from scdd.models.vit import vit_tiny
 
@@ -41,6 +45,8 @@ def create_model(
     arch: str, num_classes: int, image_size: int, stem: Stem | None = None
 ) -> nn.Module:
     """Build `arch`, randomly initialised, for images [B, 3, image_size, image_size].
+
+    The name is one of `list_models`, or else one of timm's.
 
     Where `stem` is given, a ResNet of the torchvision family has exactly this one, and all its
     stages keep their strides; otherwise the image size decides.
@@ -115,17 +121,26 @@ def has_choice_of_stem(arch: str) -> bool:
 
 
 def list_models() -> list[str]:
-    """Names that `create_model` knows, in alphabetical order."""
+    """Names of our own, in alphabetical order; `create_model` also takes those of timm."""
     return sorted(ARCHITECTURES)
 
 
 def _look_up(arch: str) -> Architecture:
     if arch in ARCHITECTURES:
         return ARCHITECTURES[arch]
-    close = difflib.get_close_matches(arch, list_models())
+    theirs = timm_names()
+    if arch in theirs:
+        return Architecture(partial(timm_net, arch), timm_head(arch))
+    if arch.partition(".")[0] in theirs:
+        raise ConfigError(
+            f"unknown architecture {arch!r}; the part after the dot names weights of timm, which "
+            f"are not loaded: write {arch.partition('.')[0]!r}"
+        )
+    close = difflib.get_close_matches(arch, [*list_models(), *theirs])
     hint = f"did you mean {' or '.join(map(repr, close))}? " if close else ""
     raise ConfigError(
-        f"unknown architecture {arch!r}; {hint}choose one of: {', '.join(list_models())}"
+        f"unknown architecture {arch!r}; {hint}choose any name of timm or one of: "
+        f"{', '.join(list_models())}"
     )
 
 
@@ -172,6 +187,10 @@ def _vgg11(num_classes: int, image_size: int) -> tuple[nn.Module, tuple[str, ...
     return VGG(VGG11, num_classes), ()
 
 
+def _mobilenet(num_classes: int, image_size: int) -> tuple[nn.Module, tuple[str, ...]]:
+    return MobileNet(num_classes), ()
+
+
 def _small_resnet(
     depth: int, factor: int, num_classes: int, image_size: int
 ) -> tuple[nn.Module, tuple[str, ...]]:
@@ -201,6 +220,17 @@ _REGNET = (
 _MOBILENET = (
     Downsampling("features.0", _STEM_CONV),
     *(Downsampling(f"features.{n}", f"block {n} stride 1") for n in (2, 4, 7, 13)),
+)
+_MOBILENET_V2 = (
+    Downsampling("features.0", _STEM_CONV),
+    *(Downsampling(f"features.{n}", f"block {n} stride 1") for n in (2, 4, 7, 14)),
+)
+_KRR_MOBILENET = (
+    Downsampling("conv1", _STEM_CONV),
+    *(Downsampling(f"layers.{n - 1}", f"stage {n} stride 1") for n in (2, 3, 4, 6)),
+)
+_ALEXNET = tuple(
+    Downsampling(f"features.{at}", f"pool {n} dropped") for n, at in enumerate((3, 7, 17), 1)
 )
 _SQUEEZENET = (
     Downsampling("features.0", _STEM_CONV),
@@ -241,6 +271,14 @@ ARCHITECTURES: dict[str, Architecture] = {
     "mobilenet_v3_large": Architecture(
         partial(_torchvision, "mobilenet_v3_large"), "classifier.3", "mobile", _MOBILENET
     ),
+    "mobilenet_v2": Architecture(
+        partial(_torchvision, "mobilenet_v2"), "classifier.1", "mobile", _MOBILENET_V2
+    ),
+    "mobilenet": Architecture(_mobilenet, "fc", "mobile", _KRR_MOBILENET),
+    "alexnet": Architecture(alexnet, "classifier", "kept", _ALEXNET),
+    "convnet": Architecture(partial(convnet, instance_norm, False), "classifier"),
+    "convnet_bn": Architecture(partial(convnet, nn.BatchNorm2d, False), "classifier"),
+    "convnet_krr": Architecture(partial(convnet, nn.BatchNorm2d, True), "classifier"),
     "shufflenet_v2_x0_5": Architecture(
         partial(_torchvision, "shufflenet_v2_x0_5"), "fc", "mobile", _SHUFFLENET
     ),

@@ -41,6 +41,11 @@ class Downsampling(NamedTuple):
     """What `stem` says when it is dropped."""
 
 
+def leading_drops(rule: str, image_size: int) -> int:
+    """Look up in `LEADING_DROPS` how many leading downsamplings go at this image size."""
+    return next((n for bound, n in LEADING_DROPS[rule] if image_size <= bound), 0)
+
+
 def adapt(
     model: nn.Module, downsamplings: Sequence[Downsampling], rule: str, image_size: int
 ) -> tuple[str, ...]:
@@ -48,7 +53,7 @@ def adapt(
 
     `downsamplings` are in the order of the forward pass and `rule` is a key of `LEADING_DROPS`.
     """
-    leading = next((n for bound, n in LEADING_DROPS[rule] if image_size <= bound), 0)
+    leading = leading_drops(rule, image_size)
     keep = list(downsamplings[leading:])
     for item in downsamplings[:leading]:
         _drop(model, item.at)
@@ -62,7 +67,7 @@ def set_stem(model: nn.Module, stem: Stem) -> tuple[str, ...]:
     conv = model.get_submodule("conv1")
     assert isinstance(conv, nn.Conv2d) and conv.kernel_size == (7, 7)
     if stem.kernel == 3:
-        conv = _narrowed(conv)
+        conv = narrowed(conv, 3)
         model.set_submodule("conv1", conv)
     conv.stride, conv.padding = _pair(stem.stride), _pair(stem.padding)
     if not stem.max_pool:
@@ -139,18 +144,26 @@ def _drop(model: nn.Module, at: str) -> None:
         if isinstance(module, nn.MaxPool2d):
             model.set_submodule(name, nn.Identity())
         elif module.kernel_size == (7, 7):
-            model.set_submodule(name, _narrowed(module))
+            model.set_submodule(name, narrowed(module, 3))
         else:
             module.stride = (1, 1)
 
 
-def _narrowed(conv: nn.Conv2d) -> nn.Conv2d:
-    """A 3x3 convolution, stride 1, in place of a fresh 7x7 one."""
-    has_bias = conv.bias is not None
-    small = nn.Conv2d(conv.in_channels, conv.out_channels, 3, padding=1, bias=has_bias)
-    # Every initialisation here scales with 1 / kernel side, so the scaled centre of the 7x7
-    # weights is distributed as fresh 3x3 weights, whichever scheme the net uses.
-    small.weight.data = conv.weight.data[:, :, 2:5, 2:5] * (7 / 3)
+def narrowed(conv: nn.Conv2d, side: int) -> nn.Conv2d:
+    """A convolution of stride 1 with a smaller, odd kernel in place of a fresh one."""
+    small = nn.Conv2d(
+        conv.in_channels,
+        conv.out_channels,
+        side,
+        padding=side // 2,
+        groups=conv.groups,
+        bias=conv.bias is not None,
+    )
+    # Initialisations scale with 1 / kernel side, so the scaled centre of the wide weights is
+    # distributed as fresh narrow weights, whichever scheme the net uses.
+    wide = conv.kernel_size[0]
+    centre = slice((wide - side) // 2, (wide + side) // 2)
+    small.weight.data = conv.weight.data[:, :, centre, centre] * (wide / side)
     small.bias = conv.bias
     return small
 

@@ -15,8 +15,8 @@ POSITION_SCALE, BLOCK_SCALE = 25.0, 3.0
 """Of the initial values below STOCK_SIZE: see `_enlarge_start`."""
 
 
-def patch_size(image_size: int) -> int:
-    """Side of the square patches, in pixels, for square images of `image_size` pixels.
+def patch_size(image_size: int, arch: str = "vit_tiny") -> int:
+    """Side of the square patches of `arch`, in pixels, for square images of `image_size` pixels.
 
     Among the divisors of the size the one whose tokens come closest to 8x8 (fewer below 32 px,
     as a patch has at least 4 px), or from 224 px up to patches of 16 px; between two equally
@@ -32,7 +32,7 @@ def patch_size(image_size: int) -> int:
     sides = [n for n in sides if wanted / 2 <= n <= wanted * 2]
     if not sides:
         raise ConfigError(
-            f"vit_tiny: {image_size} px does not divide into about {wanted:.0f}x{wanted:.0f} equal "
+            f"{arch}: {image_size} px does not divide into about {wanted:.0f}x{wanted:.0f} equal "
             f"patches; choose an image size that is a multiple of {8 if small else STOCK_PATCH}"
         )
     return image_size // min(sides, key=lambda n: (abs(n - wanted), -n))

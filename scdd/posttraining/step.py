@@ -1,6 +1,7 @@
 """One step: the passes of its micro-batches, then the update; and the batches of every step."""
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from itertools import islice
 
 import torch
@@ -40,8 +41,20 @@ def step_batches(
     """
     first, soft = skip * cfg.micro_batches, labels == "soft"
     parts = data.epoch(epoch, cfg.micro_batch, order, first, soft)
+    if cfg.flip:
+        shape = data.steps(cfg.micro_batch), cfg.micro_batch + 1  # A lonely image joins a batch.
+        mirror = torch.rand(shape, generator=order) < cfg.flip
+        parts = (_mirrored(part, rows) for part, rows in zip(parts, mirror[first:], strict=True))
     while batches := list(islice(parts, cfg.micro_batches)):
         yield batches
+
+
+def _mirrored(batch: Batch, mirror: Tensor) -> Batch:
+    """Mirror the images where `mirror` bool [B and more] says so."""
+    images = batch.images
+    chosen = mirror[: len(images)].to(images.device, non_blocking=True)
+    mirrored = torch.where(chosen[:, None, None, None], images.flip(3), images)
+    return replace(batch, images=mirrored)
 
 
 def student_step(
