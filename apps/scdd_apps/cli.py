@@ -50,11 +50,16 @@ def crossarch(
     file: FileArgument = None,
     arch: Annotated[
         Optional[list[str]],  # noqa: UP045
-        typer.Option(
-            "--arch", help="Repeatable; default: resnet18, mobilenet_v3_large and vit_tiny."
-        ),
+        typer.Option("--arch", help="Repeatable; default: a small net of each of six families."),
     ] = None,
     seeds: SeedsOption = 1,
+    tuning: Annotated[
+        str,
+        typer.Option(
+            "--tuning",
+            help="shared: the run's own training for all; per-arch: with what a net needs beyond.",
+        ),
+    ] = "per-arch",
     baselines: BaselinesOption = False,
     baseline: BaselineOption = None,
     data: DataOption = None,
@@ -73,12 +78,13 @@ def crossarch(
     """Train several architectures on the file alone and compare them on real images."""
     from scdd.device import resolve_device
     from scdd_apps.crossarch.comparison import DEFAULT_ARCHS, compare
+    from scdd_apps.crossarch.recipes import tuning_of
     from scdd_apps.files import find_inputs, label_kinds
 
-    kinds = label_kinds(labels or ["soft"])
+    kinds, how = label_kinds(labels or ["soft"]), tuning_of(tuning)
     where = resolve_device(device)
     inputs = find_inputs(file, data, baseline, baselines, out, "crossarch")
-    compare(inputs, arch or DEFAULT_ARCHS, kinds, seeds, epochs, overrides or [], where)
+    compare(inputs, arch or DEFAULT_ARCHS, kinds, seeds, how, epochs, overrides or [], where)
 
 
 @app.command()

@@ -18,6 +18,7 @@ from scdd.distilled import Header, read_header
 from scdd.errors import ConfigError
 from scdd.files import write_json
 from scdd.posttraining import Labels
+from scdd.progress import say
 
 OWN_OPTIONS = {"arch": "--arch", "labels": "--labels", "seeds": "--seeds"}
 UNUSED = ("evaluate_every",)
@@ -86,7 +87,7 @@ def find_inputs(
     """
     if file is None:
         file = newest_file()
-        print(f"{file} is the newest distilled.h5 under runs/")
+        say(f"{file} is the newest distilled.h5 under runs/")
     header = read_header(file)
     found = companions_of(file, data, baseline)
     wanted = found.baseline if baselines or baseline is not None else None

@@ -274,7 +274,10 @@ def test_the_default_architectures_train_on_16_px(apps: Run, real_folder: Path, 
     assert done.returncode == 0, done.stderr
     assert [line[0] for line in cells(done.stdout)] == [
         "resnet18",
+        "regnet_x_400mf",
+        "squeezenet1_0",
         "mobilenet_v3_large",
+        "shufflenet_v2_x0_5",
         "vit_tiny",
     ]
     assert "BatchNorm momentum 0.1 instead of 0.01" in done.stdout

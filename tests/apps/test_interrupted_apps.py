@@ -9,7 +9,7 @@ import pytest
 from safetensors.torch import load_file
 
 from scdd.progress import Bar
-from scdd_apps.crossarch import comparison
+from scdd_apps.crossarch import training
 from scdd_apps.prune import protocol
 from tests.conftest import Outcome
 
@@ -18,7 +18,7 @@ Run = Callable[..., Outcome]
 
 def stop_after(epochs: int, patch: pytest.MonkeyPatch) -> None:
     """Send this process SIGTERM after so many epochs of training, and keep every step till then."""
-    for app in (comparison, protocol):
+    for app in (training, protocol):
         patch.setattr(app, "CHECKPOINT_MINUTES", 0)
     advance, seen = Bar.advance, []
 

@@ -1,29 +1,67 @@
-"""How each architecture is trained: the run's own settings, and what a net needs beyond them."""
+"""How each architecture is trained: as the run trains its own student, or as the net needs it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal, NamedTuple, get_args
+
+from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from scdd.config.posttrain import PosttrainConfig
 from scdd.errors import ConfigError
-from scdd.models import list_models
+from scdd.models import create_model
 from scdd.posttraining import Labels
 from scdd_apps.files import Inputs, settings_with
 
+Tuning = Literal["shared", "per-arch"]
+"""shared: the run's own settings for every net, as SC-DD (arXiv:2404.07976, Table 16) has one for
+all; per-arch: those, with what `NEEDS` says of the net."""
+
 MOST_EPOCHS = 100
-"""Default epochs are the run's own, but no more than this: these nets are large."""
-ARCH_SETTINGS: dict[str, tuple[str, ...]] = {
-    "mobilenet_v3_large": ("epochs=200", "lr=0.001", "stretch=1.0"),
-    "squeezenet1_0": ("epochs=200", "optimizer=adamw", "lr=0.0005", "warmup_epochs=5"),
-    "vit_tiny": (
-        "epochs=300",
-        "optimizer=adamw",
-        "lr=0.0005",
-        "warmup_epochs=5",
-        "stretch=1.0",
+"""Per-arch, epochs are the run's own, but no more than this, times `Need.passes`: the student of a
+run is small and may train for long, these nets are large."""
+ANY_NET_WORKS = 224
+"""Pixels; a name that cannot be built at this size is no name."""
+
+
+class Need(NamedTuple):
+    """What a net needs beyond the settings of the run."""
+
+    why: str = ""
+    passes: int = 1
+    """Times the epochs."""
+    settings: tuple[str, ...] = ()
+    """As `--set` has them; with the optimiser, as a rate means nothing without."""
+
+
+_SLOW = ("optimizer=adamw", "lr=0.0005", "warmup_epochs=5")
+UNNORMALISED = Need("no BatchNorm holds the size of the activations", 2, _SLOW)
+"""Of any net without, whatever its name."""
+NEEDS: dict[str, Need] = {
+    "vit_tiny": Need(
+        "attention learns from the images what a convolution starts with",
+        3,
+        (*_SLOW, "stretch=1.0"),
+    ),
+    "mobilenet_v3_large": Need(
+        "depthwise convolutions see few gradients a step and go wild at a high rate",
+        2,
+        ("optimizer=adamw", "lr=0.001", "stretch=1.0"),
+    ),
+    "shufflenet_v2_x0_5": Need(
+        "layers of few channels learn slowly at any lower rate",
+        2,
+        ("optimizer=adamw", "lr=0.004", "stretch=1.0"),
     ),
 }
-"""Where the run's own settings do not serve: small learning rates and a warm-up without BatchNorm,
-and more passes for what starts slowly. Checked on held-out digits with half and twice the rate."""
+"""Where the run's own settings do not serve, and no more; tuned on digits that were held out."""
+
+
+class Recipe(NamedTuple):
+    """How one architecture is trained, and what made it differ from the run's own, if anything."""
+
+    cfg: PosttrainConfig
+    why: str
 
 
 @dataclass(frozen=True)
@@ -37,19 +75,63 @@ class Student:
     cfg: PosttrainConfig
 
 
-def settings_for(
-    inputs: Inputs, arch: str, epochs: int | None, overrides: Sequence[str]
-) -> PosttrainConfig:
+def tuning_of(name: str) -> Tuning:
+    """Check the value of --tuning.
+
+    Raises:
+        ConfigError: if there is none of this name.
+    """
+    for tuning in get_args(Tuning):
+        if tuning == name:
+            return tuning
+    raise ConfigError(f"--tuning {name}: choose shared or per-arch")
+
+
+def recipe_for(
+    inputs: Inputs, arch: str, tuning: Tuning, epochs: int | None, overrides: Sequence[str]
+) -> Recipe:
     """Settle the training of one architecture; `overrides` and `epochs` are the user's.
 
     Raises:
         ConfigError: if the architecture or a setting is unknown.
     """
-    if arch not in list_models():
-        raise ConfigError(
-            f"--arch {arch}: no such architecture; choose among {', '.join(list_models())}"
-        )
     base = inputs.training or PosttrainConfig()
-    own = [f"arch={arch}", f"epochs={min(base.epochs, MOST_EPOCHS)}", *ARCH_SETTINGS.get(arch, ())]
+    own, need = [f"arch={arch}"], Need()
+    net = _built(arch, inputs)
+    if tuning == "per-arch":
+        need = need_of(arch, net)
+        own += [f"epochs={min(base.epochs, MOST_EPOCHS) * need.passes}", *need.settings]
     given = [f"epochs={epochs}"] if epochs else []
-    return settings_with(base, own, [*overrides, *given])
+    return Recipe(settings_with(base, own, [*overrides, *given]), need.why)
+
+
+def need_of(arch: str, net: nn.Module | None) -> Need:
+    """What `arch` needs: its row, or else what its layers tell, if there is a `net` of it."""
+    if arch in NEEDS:
+        return NEEDS[arch]
+    return UNNORMALISED if net is not None and not _normalised(net) else Need()
+
+
+def _built(arch: str, inputs: Inputs) -> nn.Module | None:
+    """The net at the file's size; None if it cannot be built there, which is a row's own matter.
+
+    Raises:
+        ConfigError: if it cannot be built at any size.
+    """
+    classes = len(inputs.header.class_names)
+    try:
+        return create_model(arch, classes, inputs.header.image_size)
+    except ConfigError:
+        create_model(arch, classes, ANY_NET_WORKS)
+    except Exception:
+        pass
+    return None
+
+
+def _normalised(net: nn.Module) -> bool:
+    """Whether layers normalise channels over positions; a LayerNorm, over channels, does not."""
+    return any(
+        isinstance(module, _NormBase)
+        or (isinstance(module, nn.GroupNorm) and module.num_groups > 1)
+        for module in net.modules()
+    )

@@ -1,17 +1,91 @@
-"""The table of `scdd-apps crossarch`: an architecture and a file a row."""
+"""What `scdd-apps crossarch` shows: an architecture and a file a row, and means over seeds."""
 
+import csv
+import io
+import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from statistics import fmean, stdev
 from typing import Any
 
-from scdd.config.posttrain import PosttrainConfig
 from scdd.distilled import DistilledDataset
 from scdd.posttraining import Labels, steps_per_epoch
 from scdd.tables import table
-from scdd_apps.crossarch.recipes import Student
-from scdd_apps.files import Inputs
+from scdd_apps.crossarch.recipes import Recipe, Student, Tuning
+from scdd_apps.files import Inputs, training_identity
 from scdd_apps.report import count_cell, score_cell, score_line
 
 Row = dict[str, Any]
+
+MEASURED = ("top1", "top5", "parameters", "macs", "stem", "steps", "seconds", "label_bytes")
+"""Columns of the CSV file that a finished row fills."""
+
+
+@dataclass(frozen=True)
+class Mean:
+    """The last epoch's top-1 % of one architecture, over its seeds."""
+
+    arch: str
+    arm: str
+    labels: Labels
+    seeds: int
+    top1: float | None
+    """None where nothing was scored."""
+    sd: float
+    """Of a sample, over seeds; 0 for one."""
+    parameters: int
+
+
+def means_over_seeds(rows: Mapping[Student, Row]) -> list[Mean]:
+    """Mean and standard deviation of all rows that differ in the seed alone."""
+    found: dict[tuple[str, str, Labels], list[Row]] = {}
+    for student, row in rows.items():
+        found.setdefault((student.arch, student.arm, student.labels), []).append(row)
+    means = []
+    for place, own in found.items():
+        scores = [row["top1"] for row in own if row["top1"] is not None]
+        top1 = fmean(scores) if scores else None
+        sd = stdev(scores) if len(scores) > 1 else 0.0
+        means.append(Mean(*place, len(own), top1, sd, own[0]["parameters"]))
+    return means
+
+
+def results_record(
+    rows: Mapping[Student, Row], failures: Mapping[str, str], tuning: Tuning
+) -> dict[str, Any]:
+    """What results.json holds of the rows."""
+    return {
+        "tuning": tuning,
+        "rows": list(rows.values()),
+        "means": [asdict(mean) for mean in means_over_seeds(rows)],
+        "errors": dict(failures),
+    }
+
+
+def results_csv(
+    students: Sequence[Student],
+    rows: Mapping[Student, Row],
+    failures: Mapping[str, str],
+    tuning: Tuning,
+) -> str:
+    """One line a student: what came of it, or why nothing did, and how it was trained."""
+    training = {student: training_identity(student.cfg) for student in students}
+    keys = [key for key in training[students[0]] if key != "arch"]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(
+        ["architecture", "images", "labels", "seed", *MEASURED, "tuning", *keys, "error"]
+    )
+    for student in students:
+        row = rows.get(student, {})
+        settings = [training[student][key] for key in keys]
+        writer.writerow(
+            [student.arch, student.arm, student.labels, student.seed]
+            + [row.get(name) for name in MEASURED]
+            + [tuning, *(json.dumps(v) if isinstance(v, list) else v for v in settings)]
+            + ["" if row else failures.get(student.arch, "")]
+        )
+    return text.getvalue()
 
 
 def results_text(
@@ -20,13 +94,14 @@ def results_text(
     rows: Mapping[Student, Row],
     failures: Mapping[str, str],
     data: Mapping[str, DistilledDataset],
+    recipes: Mapping[str, Recipe],
     seeds: int,
+    tuning: Tuning,
 ) -> str:
     """Table, protocol and what was changed: all that belongs under the heading of the report."""
     kinds = tuple(dict.fromkeys(student.labels for student in students))
-    archs = {student.arch: student.cfg for student in students}
     cells = []
-    for arch in archs:
+    for arch in recipes:
         for arm in data:
             own = [row for s, row in rows.items() if (s.arch, s.arm) == (arch, arm)]
             cells.append([arch, arm, *_cells(own, kinds, arch in failures)])
@@ -45,7 +120,7 @@ def results_text(
         score_line(inputs.header, scored, seeds, label_bytes),
         f"MACs: multiply-accumulates of convolutions and matrix products, one {size}x{size} image.",
         "",
-        *(_protocol(arch, cfg, first, rows) for arch, cfg in archs.items()),
+        *_protocol(recipes, first, rows, tuning),
     ]
     return "\n".join(lines)
 
@@ -60,8 +135,21 @@ def _cells(rows: Sequence[Row], kinds: Sequence[Labels], failed: bool) -> list[s
 
 
 def _protocol(
-    arch: str, cfg: PosttrainConfig, data: DistilledDataset, rows: Mapping[Student, Row]
-) -> str:
-    own = [row for student, row in rows.items() if student.arch == arch]
-    changes = [f"net: {own[0]['stem']}"] if own else []
-    return "; ".join([f"- {arch}: {cfg.describe(steps_per_epoch(cfg, data))}", *changes])
+    recipes: Mapping[str, Recipe],
+    data: DistilledDataset,
+    rows: Mapping[Student, Row],
+    tuning: Tuning,
+) -> list[str]:
+    """How every architecture was trained, and how its net differs from the stock one."""
+    trained = {arch: cfg.describe(steps_per_epoch(cfg, data)) for arch, (cfg, _) in recipes.items()}
+    if tuning == "shared":
+        lines = [f"Tuning shared, one for every architecture: {next(iter(trained.values()))}."]
+    else:
+        lines = ["Tuning per-arch: that of the run's own student, with what a net needs beyond."]
+    stems = {student.arch: row["stem"] for student, row in rows.items()}
+    for arch, recipe in recipes.items():
+        facts = [trained[arch]] if tuning == "per-arch" else []
+        facts += [recipe.why] if recipe.why else []
+        facts += [f"net: {stems[arch]}"] if arch in stems else []
+        lines.append(f"- {arch}: {'; '.join(facts)}")
+    return [lines[0], "", *lines[1:]]
