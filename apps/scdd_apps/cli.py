@@ -150,7 +150,7 @@ def quantize(
     method: Annotated[
         str,
         typer.Option("--method", help="Ranges of what is written: minmax, percentile or entropy."),
-    ] = "percentile",
+    ] = "minmax",
     images: Annotated[
         int, typer.Option("--images", min=1, help="Calibration images a row, if FILE has them.")
     ] = 512,

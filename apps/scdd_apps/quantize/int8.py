@@ -30,7 +30,7 @@ METHODS: dict[str, tuple[CalibrationMethod, dict[str, Any]]] = {
     # Not the defaults of ONNX Runtime. A range that is symmetric about 0 wastes half of the steps
     # after a ReLU; and entropy has one range to choose from where it has as many bins as steps.
     "percentile": (CalibrationMethod.Percentile, {"symmetric": False, "percentile": 99.99}),
-    "entropy": (CalibrationMethod.Entropy, {"num_bins": 512, "num_quantized_bins": 128}),
+    "entropy": (CalibrationMethod.Entropy, {"num_bins": 256, "num_quantized_bins": 128}),
 }
 """How the range of an activation is found: the calibrator of ONNX Runtime and its settings."""
 
@@ -79,6 +79,7 @@ def quantised(model: ModelProto, images: Tensor, method: str) -> ModelProto:
             extra_options={},
         )
         quantizer.quantize_model()
+    quantizer.model.topological_sort()
     found: ModelProto = quantizer.model.model
     del found.metadata_props[:]
     facts = facts_of(model)
