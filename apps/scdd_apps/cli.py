@@ -21,6 +21,12 @@ FileArgument = Annotated[
         show_default=False,
     ),
 ]
+ModelArgument = Annotated[
+    Path,
+    typer.Argument(
+        help="A network of a run (teacher.safetensors) or of scdd-apps prune.", show_default=False
+    ),
+]
 DataOption = Annotated[
     Optional[Path],  # noqa: UP045
     typer.Option("--data", help="An image folder with val/ class folders, to score on."),
@@ -123,6 +129,57 @@ def prune(
     inputs = find_inputs(file, data, baseline, baselines, out, "prune")
     plan = make_plan(inputs, arch, ratio or [0.5], seeds, epochs, pull, kind, overrides or [])
     prune_on(inputs, plan, where)
+
+
+@app.command()
+def export(
+    model: ModelArgument,
+    form: Annotated[str, typer.Option("--format", help="onnx.")] = "onnx",
+    out: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--out", help="The file to write; default: beside MODEL."),
+    ] = None,
+) -> None:
+    """Write a network as ONNX, compared with PyTorch by ONNX Runtime."""
+    from scdd_apps.extras import require_onnx
+
+    require_onnx()
+    from scdd_apps.export.network_file import export_network
+
+    print(export_network(model, form, out))
+
+
+@app.command()
+def quantize(
+    model: ModelArgument,
+    file: FileArgument = None,
+    method: Annotated[
+        str,
+        typer.Option("--method", help="Ranges of what is written: minmax, percentile or entropy."),
+    ] = "minmax",
+    images: Annotated[
+        int, typer.Option("--images", min=1, help="Calibration images a row, if FILE has them.")
+    ] = 512,
+    baselines: BaselinesOption = False,
+    baseline: BaselineOption = None,
+    data: DataOption = None,
+    out: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--out", help="Where results go; default: quantize/ beside FILE."),
+    ] = None,
+) -> None:
+    """Turn a network into int8, calibrated on the file alone, on the CPU."""
+    from scdd_apps.extras import require_onnx
+
+    require_onnx()
+    from scdd_apps.files import find_inputs
+    from scdd_apps.networks import load_network
+    from scdd_apps.quantize.comparison import quantize_with
+
+    network = load_network(model)
+    quantize_with(
+        find_inputs(file, data, baseline, baselines, out, "quantize"), network, method, images
+    )
 
 
 def main() -> None:
