@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from scdd.progress import Bar
 from scdd_apps.crossarch import comparison
-from scdd_apps.prune import protocol
+from scdd_apps.prune import place
 from tests.conftest import Outcome
 
 Run = Callable[..., Outcome]
@@ -18,7 +18,7 @@ Run = Callable[..., Outcome]
 
 def stop_after(epochs: int, patch: pytest.MonkeyPatch) -> None:
     """Send this process SIGTERM after so many epochs of training, and keep every step till then."""
-    for app in (comparison, protocol):
+    for app in (comparison, place):
         patch.setattr(app, "CHECKPOINT_MINUTES", 0)
     advance, seen = Bar.advance, []
 
