@@ -1,17 +1,24 @@
-"""The experiment of `scdd-apps prune`: which rows there are, in which order, and their table."""
+"""The experiment of `scdd-apps prune`: which rows there are, in which order, and their report."""
+
+from collections.abc import Mapping, Sequence
 
 import torch
 
-from scdd.distilled import DistilledDataset
 from scdd.posttraining import steps_per_epoch
 from scdd.progress import Bar, duration
 from scdd.run import RunDirectory
 from scdd.stages.posttrain import new_student, open_for_training
 from scdd_apps.files import Inputs, Rows
-from scdd_apps.prune.place import Place
+from scdd_apps.prune.before import unpruned
+from scdd_apps.prune.costs import costs_text, measure_costs
+from scdd_apps.prune.live_teacher import Taught
+from scdd_apps.prune.place import Goal, Place
 from scdd_apps.prune.plan import Plan
-from scdd_apps.prune.pruning import prune_one
-from scdd_apps.prune.results import Row, results_text
+from scdd_apps.prune.plot import draw_sweep
+from scdd_apps.prune.pruning import prune_to
+from scdd_apps.prune.results import Row, details_text, results_text
+from scdd_apps.prune.start import load_start
+from scdd_apps.prune.variants import SCRATCH
 from scdd_apps.report import write_results
 from scdd_apps.report_cost import step_seconds
 
@@ -19,70 +26,95 @@ from scdd_apps.report_cost import step_seconds
 def prune_on(inputs: Inputs, plan: Plan, device: torch.device) -> None:
     """Run the plan on the file, and on the baseline if there is one; print and write the table.
 
-    Rows, and networks after sparsity training, that were finished before with the same file and
-    settings are taken as they are.
+    Rows, and networks before pruning, that were finished before with the same file and settings
+    are taken as they are.
 
     Raises:
         UserError: if a file cannot be used.
         RunError: if training diverges.
     """
-    data = {
-        arm: open_for_training(path, (plan.labels,), plan.sparsity, device)
-        for arm, path in inputs.arms.items()
-    }
+    places = _places(inputs, plan, device)
     with RunDirectory(inputs.out).locked():
         print(inputs.describe(), flush=True)
-        rows = _run(inputs, plan, data, device)
-        text = results_text(inputs, plan, rows, next(iter(data.values())))
+        rows = _run(plan, places)
+        text = results_text(inputs, plan, rows, places[0].data)
+        costs = measure_costs(plan, rows, inputs.out, inputs.header.image_size, device)
+        text += "\n\n" + costs_text(costs, inputs.header.image_size)
         result = {
             "app": "prune",
             "file": str(inputs.file),
             "digest": inputs.header.digest,
+            "variant": plan.variant,
             "rows": rows,
+            "costs": costs,
         }
-        title = f"{inputs.header.dataset}: {plan.arch} pruned by network slimming"
-        write_results(inputs.out, title, text, result, device)
+        title = f"{inputs.header.dataset}: {plan.arch} pruned, variant {plan.variant}"
+        plotted = ""
+        if inputs.val is not None:
+            draw_sweep(inputs.out / "prune.png", title, rows)
+            plotted = "\n\n![Accuracy over multiply-accumulates](prune.png)"
+        full = f"{text}{plotted}\n\n{details_text(plan, rows)}"
+        write_results(inputs.out, title, full, result, device)
     print(f"\n{text}\n\n{inputs.out / 'report.md'}, results.json, *.safetensors")
 
 
-def _run(
-    inputs: Inputs, plan: Plan, data: dict[str, DistilledDataset], device: torch.device
-) -> list[Row]:
-    kept, bar = Rows(inputs.out), Bar("prune", 0)
-    places = [
-        Place(inputs, plan, arm, seed, images, device, kept, bar)
+def _places(inputs: Inputs, plan: Plan, device: torch.device) -> list[Place]:
+    """Every seed of every arm; the arms of a seed follow each other."""
+    kept, bar, start = Rows(inputs.out), Bar("prune", 0), None
+    kinds = (plan.labels,)
+    if plan.checkpoint is not None:
+        start = load_start(plan.checkpoint, plan.arch, inputs.header).to(device)
+        start.requires_grad_(False)
+        kinds = ("hard",)  # stored soft labels are not read
+    data = {}
+    for arm, path in inputs.arms.items():
+        opened = open_for_training(path, kinds, plan.scratch, device)
+        data[arm] = opened if start is None else Taught(opened, start)
+    return [
+        Place(inputs, plan, arm, seed, images, start, device, kept, bar)
         for seed in range(plan.seeds)
         for arm, images in data.items()
     ]
+
+
+def _run(plan: Plan, places: Sequence[Place]) -> list[Row]:
     missing = {
-        place: [ratio for ratio in plan.ratios if place.finished(ratio) is None] for place in places
+        place: [goal for goal in place.goals if place.finished(goal) is None] for place in places
     }
+    every = sum(len(place.goals) for place in places)
     left = sum(map(len, missing.values()))
-    if left < len(places) * len(plan.ratios):
-        print(f"{len(places) * len(plan.ratios) - left} rows were finished before")
-    _announce(plan, {place: ratios for place, ratios in missing.items() if ratios})
-    with bar:
-        for place, ratios in missing.items():
-            if ratios:
-                prune_one(place, ratios)
-    rows = [place.finished(ratio) for ratio in plan.ratios for place in places]
+    if left < every:
+        print(f"{every - left} rows were finished before")
+    _announce(plan, {place: goals for place, goals in missing.items() if goals})
+    with places[0].bar:
+        for place, goals in missing.items():
+            if goals:
+                before = unpruned(place)
+                for goal in goals:
+                    prune_to(place, goal, before)
+    rows = [place.finished(goal) for goal in places[0].goals for place in places]
     return [row for row in rows if row is not None]
 
 
-def _announce(plan: Plan, missing: dict[Place, list[float]]) -> None:
+def _announce(plan: Plan, missing: Mapping[Place, Sequence[Goal]]) -> None:
     """Print the plan and how long it will take; set the length of the bar."""
-    seconds = 0.0
-    for place, ratios in missing.items():
-        to_train = 0 if place.kept.path(place.key(None), ".safetensors").is_file() else 1
-        place.bar.total += to_train * plan.sparsity.epochs + len(ratios) * plan.fine_tuning.epochs
     if not missing:
         return
+    tuning = sum(cfg.epochs for cfg in plan.fine_tuning)
+    full = 0.0
+    for place, goals in missing.items():
+        trained = place.path(None, ".safetensors").is_file()
+        first = plan.first.epochs if plan.first and not trained else 0
+        epochs = [plan.scratch.epochs if g.channels == SCRATCH else tuning for g in goals]
+        place.bar.total += first + sum(epochs)
+        # Layers lose inputs and outputs; only one of the two is counted on.
+        full += first + sum(n * (1 - g.ratio) for n, g in zip(epochs, goals, strict=True))
     place = next(iter(missing))
     net = new_student(plan.arch, place.data, place.seed)
-    seconds = step_seconds(plan.sparsity, net, place.data, plan.labels)
-    steps = place.bar.total * steps_per_epoch(plan.sparsity, place.data)
+    each = steps_per_epoch(plan.scratch, place.data)
+    seconds = full * each * step_seconds(plan.scratch, net, place.data, plan.labels)
     print(
-        f"{place.bar.total} epochs = {steps} steps of {plan.arch} to train, at most about "
-        f"{duration(seconds * steps)}, from the time of one step",
+        f"{place.bar.total} epochs = {place.bar.total * each} steps of {plan.arch} to train, at "
+        f"most about {duration(seconds)}, from the time of one step",
         flush=True,
     )
