@@ -21,7 +21,7 @@ from scdd_apps.prune.start import load_start
 from scdd_apps.prune.surgery import coupled_channels
 from scdd_apps.prune.variants import (
     FINE_TUNING,
-    NEW,
+    FIRST,
     VARIANTS,
     WITHOUT_BATCHNORM,
     Criterion,
@@ -146,7 +146,7 @@ def make_plan(inputs: Inputs, options: Options) -> Plan:
             "L1 has no meaning"
         )
     tuning = settled(*FINE_TUNING)
-    new = settled(*NEW)
+    new = settled(*FIRST)
     total = tuning.epochs + (first.epochs if first else 0)
     return Plan(
         arch=options.arch,

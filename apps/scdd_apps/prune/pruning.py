@@ -100,6 +100,7 @@ def _step_by_step(
             # Read back even where it was just written: a run that was stopped must not differ.
             if not path.is_file():
                 save_pruned(path, model, history, {"cuts": cuts})
+                place.path(goal, f".step{step}.pt").unlink(missing_ok=True)
             model, about = load_cut(path)
             model.to(place.device)
             history, cuts = about["pruning_history"], about["cuts"]

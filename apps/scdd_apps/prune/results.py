@@ -17,6 +17,8 @@ Row = dict[str, Any]
 
 STAGES = ("unpruned", "sparse", "pruned", "recalibrated", "fine-tuned")
 SCALE_AT_START = 1.0
+COLLAPSED = 0.95
+"""Share of scales near zero above which little of the network is left."""
 
 
 def results_text(inputs: Inputs, plan: Plan, rows: Sequence[Row], data: DistilledDataset) -> str:
@@ -50,22 +52,31 @@ def details_text(plan: Plan, rows: Sequence[Row]) -> str:
 
 def warnings_of(plan: Plan, rows: Sequence[Row]) -> list[str]:
     """One sentence per thing that makes the numbers mean less than they seem to."""
+    if not plan.has_l1:
+        return []
     found = []
-    if plan.has_l1 and plan.pull < SCALE_AT_START:
+    if plan.pull < SCALE_AT_START:
         found.append(
             f"Warning: a pull of {plan.pull:g} cannot bring a scale from {SCALE_AT_START:g} to 0; "
             "raise --pull."
         )
-    if plan.has_l1:
-        for arm in dict.fromkeys(row["arm"] for row in rows):
-            own = [row for row in rows if row["arm"] == arm]
-            share, ratio = _mean(own, "share_near_zero"), max(row["ratio"] for row in own)
-            if share < ratio / 2:
-                found.append(
-                    f"Warning: on the {arm} images {100 * share:.0f} % of the scales came below "
-                    f"{NEAR_ZERO:g}, which is less than half of the ratio {ratio:g}, so channels "
-                    "that were not off are removed; raise --pull or --epochs."
-                )
+    for arm in dict.fromkeys(row["arm"] for row in rows):
+        own = [row for row in rows if row["arm"] == arm]
+        share, ratio = _mean(own, "share_near_zero"), max(row["ratio"] for row in own)
+        came = (
+            f"Warning: on the {arm} images {100 * share:.0f} % of the scales came below "
+            f"{NEAR_ZERO:g}"
+        )
+        if share < ratio / 2:
+            found.append(
+                f"{came}, which is less than half of the ratio {ratio:g}, so channels that were "
+                "not off are removed; raise --pull or --epochs."
+            )
+        if share > COLLAPSED:
+            found.append(
+                f"{came}, so hardly anything of the network is left and their order says little; "
+                "lower --pull or raise --epochs."
+            )
     return [line for sentence in found for line in ("", sentence)]
 
 

@@ -42,14 +42,13 @@ SGD = (
     "epochs=200",
 )
 """Adam would divide the L1 term by its own size; BatchNorm scales have no other decay."""
-NEW = (*SGD, "lr=0.05")
-TRAINED = (*SGD, "lr=0.01", "epochs=100")
+FIRST = (*SGD, "lr=0.05")
 FINE_TUNING = (*SGD, "lr=0.01")
 WITHOUT_BATCHNORM = ("optimizer=adamw", "lr=0.0005", "weight_decay=0.01", "warmup_epochs=5")
 """Takes the place of SGD where no BatchNorm keeps a large rate in bounds."""
 
 VARIANTS = {
-    "synth": Variant(from_checkpoint=False, first=NEW, criterion="slimming"),
-    "checkpoint": Variant(from_checkpoint=True, first=TRAINED, criterion="slimming"),
+    "synth": Variant(from_checkpoint=False, first=FIRST, criterion="slimming"),
+    "checkpoint": Variant(from_checkpoint=True, first=FIRST, criterion="slimming"),
     "oneshot": Variant(from_checkpoint=True, first=None, criterion="magnitude"),
 }
