@@ -106,10 +106,44 @@ def prune(
     baseline: BaselineOption = None,
     data: DataOption = None,
     epochs: EpochsOption = None,
+    variant: Annotated[
+        str,
+        typer.Option(
+            "--variant",
+            help="synth: all on the file; checkpoint: prune --checkpoint, which teaches; oneshot: "
+            "that without sparsity training.",
+        ),
+    ] = "synth",
+    checkpoint: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--checkpoint", help="The trained network to prune: safetensors or .pt."),
+    ] = None,
+    criterion: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            "--criterion",
+            help="slimming or magnitude; default: that of the variant, magnitude without "
+            "BatchNorm.",
+        ),
+    ] = None,
     pull: Annotated[
         float,
         typer.Option("--pull", help="How far L1 can move a BatchNorm scale (they start at 1)."),
     ] = 1.5,
+    iterations: Annotated[
+        int,
+        typer.Option("--iterations", min=1, help="Steps of pruning, with fine-tuning after each."),
+    ] = 1,
+    round_to: Annotated[
+        int, typer.Option("--round-to", min=1, help="Make widths multiples of this.")
+    ] = 1,
+    bn_recal: Annotated[
+        bool,
+        typer.Option(
+            "--bn-recal/--no-bn-recal",
+            help="Fine-tune with or without recalibrated BatchNorm statistics; both are scored.",
+        ),
+    ] = True,
     labels: Annotated[str, typer.Option("--labels", help="soft or hard.")] = "soft",
     overrides: SetOption = None,
     out: Annotated[
@@ -118,17 +152,31 @@ def prune(
     ] = None,
     device: DeviceOption = "auto",
 ) -> None:
-    """Sparsity-train, slim and fine-tune a network on the file alone."""
+    """Prune and fine-tune a network on the file alone, beside random channels and new weights."""
     from scdd.device import resolve_device
     from scdd_apps.files import find_inputs, label_kinds
-    from scdd_apps.prune.plan import make_plan
+    from scdd_apps.prune.plan import Options, make_plan
     from scdd_apps.prune.protocol import prune_on
 
     (kind,) = label_kinds([labels])
     where = resolve_device(device)
     inputs = find_inputs(file, data, baseline, baselines, out, "prune")
-    plan = make_plan(inputs, arch, ratio or [0.5], seeds, epochs, pull, kind, overrides or [])
-    prune_on(inputs, plan, where)
+    options = Options(
+        arch=arch,
+        ratios=ratio or [0.5],
+        seeds=seeds,
+        epochs=epochs,
+        pull=pull,
+        labels=kind,
+        overrides=overrides or [],
+        variant=variant,
+        checkpoint=checkpoint,
+        criterion=criterion,
+        iterations=iterations,
+        round_to=round_to,
+        bn_recal=bn_recal,
+    )
+    prune_on(inputs, make_plan(inputs, options), where)
 
 
 @app.command()

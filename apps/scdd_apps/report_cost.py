@@ -1,7 +1,9 @@
-"""What a network costs: parameters, multiply-accumulates, seconds per training step."""
+"""What a network costs: parameters, multiply-accumulates, latency, seconds per training step."""
 
 import copy
 import time
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -12,6 +14,17 @@ from scdd.distilled import DistilledDataset
 from scdd.posttraining import Labels, step_batches, student_step
 from scdd.seeding import generator
 from scdd.training import evaluating, make_optimizer
+
+WARM_UP, FEWEST_ROUNDS, MOST_ROUNDS = 10, 20, 300
+SECONDS = 2.0
+"""Of timing, per network, once the fewest rounds are done."""
+
+
+class Latency(NamedTuple):
+    """Milliseconds for one image: the median, and what nine of ten stay below."""
+
+    p50: float
+    p90: float
 
 
 def parameters(model: nn.Module) -> int:
@@ -26,6 +39,45 @@ def macs(model: nn.Module, image_size: int) -> int:
     with evaluating(model), torch.no_grad(), counter:
         model(torch.zeros(1, 3, image_size, image_size, device=device))
     return counter.get_total_flops() // 2
+
+
+@torch.inference_mode()
+def latencies(models: Sequence[nn.Module], image_size: int, device: torch.device) -> list[Latency]:
+    """Time one image [1, 3, S, S], S = `image_size`, through each of `models`, in eval mode.
+
+    They take turns, so that a moment in which the machine is busy meets all of them.
+    """
+    times: list[list[float]] = [[] for _ in models]
+    image = torch.zeros(1, 3, image_size, image_size, device=device)
+    started = time.monotonic()
+    for round_ in range(-WARM_UP, MOST_ROUNDS):
+        if round_ == 0:
+            started = time.monotonic()
+        if round_ >= FEWEST_ROUNDS and time.monotonic() - started > SECONDS * len(models):
+            break
+        for model, found in zip(models, times, strict=True):
+            seconds = _timed(model, image)
+            if round_ >= 0:
+                found.append(1000 * seconds)
+    quantiles = torch.tensor([0.5, 0.9], dtype=torch.float64)
+    return [
+        Latency(*torch.tensor(found, dtype=torch.float64).quantile(quantiles).tolist())
+        for found in times
+    ]
+
+
+def _timed(model: nn.Module, image: torch.Tensor) -> float:
+    """Seconds of one forward pass, until its result is there."""
+    _wait(image.device)
+    started = time.perf_counter()
+    model(image)
+    _wait(image.device)
+    return time.perf_counter() - started
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def step_seconds(

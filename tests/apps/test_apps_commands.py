@@ -8,12 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 
 from scdd.distilled import DistilledDataset
-from scdd_apps import load_pruned
-from tests.apps.conftest import CLASSES, write_file
-from tests.conftest import Command, Outcome, child_environment
+from tests.apps.conftest import write_file
+from tests.conftest import Outcome, child_environment
 
 Run = Callable[..., Outcome]
 
@@ -98,38 +96,6 @@ def test_a_file_that_cannot_serve_such_training_is_refused(command: str, apps: R
     refused(apps(command, grouped, "--set", "batch=4"), "groups of 6", "--set batch=")
 
 
-@pytest.mark.parametrize("ratio", ["-0.1", "1", "1.5"])
-def test_a_ratio_outside_0_to_1_is_refused(ratio: str, apps: Run, small_file: Path):
-    refused(apps("prune", small_file, "--ratio", ratio), f"--ratio {float(ratio):g}", "[0, 1)")
-
-
-@pytest.mark.parametrize("pull", ["-1", "nan", "inf"])
-def test_a_pull_without_meaning_is_refused(pull: str, apps: Run, small_file: Path):
-    refused(apps("prune", small_file, "--pull", pull), "--pull")
-
-
-def test_a_ratio_out_of_reach_fails_before_anything_is_trained(
-    apps: Run, small_file: Path, tmp_path: Path
-):
-    outcome = apps("prune", small_file, "--ratio", "0.97", "--out", "out")
-    refused(outcome, "0.97 was asked for", "is the most", code=1)
-    assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize("arch", ["squeezenet1_0", "vit_tiny"])
-def test_a_network_without_batchnorm_cannot_be_slimmed(arch: str, apps: Run, tmp_path: Path):
-    file = write_file(tmp_path / "distilled.h5", size=16)
-    refused(apps("prune", file, "--arch", arch), arch, "no BatchNorm", "vgg11, resnet18")
-
-
-def test_an_architecture_that_is_not_prunable_yet_is_said_to_be_so(apps: Run, small_file: Path):
-    refused(apps("prune", small_file, "--arch", "mobilenet_v3_large"), "cannot be pruned yet")
-
-
-def test_sparsity_training_wants_sgd(apps: Run, small_file: Path):
-    refused(apps("prune", small_file, "--set", "optimizer=adamw"), "sgd", "pull")
-
-
 # crossarch
 
 
@@ -202,69 +168,6 @@ def test_a_grouped_file_is_trained_on_in_whole_groups(apps: Run, tmp_path: Path)
     done = apps("crossarch", file, "--arch", "resnet8", "--epochs", "2", "--set", "batch=6")
     assert done.returncode == 0, done.stderr
     assert "2 epochs = 4 steps of batch 6" in done.stdout
-
-
-# prune
-
-
-def test_prune_shows_every_stage_and_writes_networks_that_load(
-    apps: Run, small_file: Path, real_folder: Path, tmp_path: Path
-):
-    arguments = ["prune", small_file, "--data", real_folder, "--out", "out", *SHORT]
-    first = apps(*arguments, "--ratio", "0.5")
-    assert first.returncode == 0, first.stderr
-    control, pruned = cells(first.stdout)
-    assert control[:3] == ["distilled", "0", "0.000"] and pruned[:3] == [
-        "distilled",
-        "0.5",
-        "0.500",
-    ]
-    for line in (control, pruned):
-        assert len(line) == 9 and all(0 <= float(cell) <= 100 for cell in line[5:])
-    assert control[5] == pruned[5] == control[6]
-    assert "pull of 1.5" in first.stdout and "lambda" in first.stdout
-
-    result = json.loads((tmp_path / "out" / "results.json").read_text())
-    row = next(row for row in result["rows"] if row["ratio"] == 0.5)
-    assert sum(row["widths"].values()) == 1376
-    assert list(row["top1"]) == ["sparse", "pruned", "recalibrated", "fine-tuned"]
-    model = load_pruned(tmp_path / "out" / row["weights"])
-    assert sum(p.numel() for p in model.parameters()) == row["parameters"]
-    assert model(torch.zeros(2, 3, 8, 8)).shape == (2, len(CLASSES))
-    assert row["macs"] < 0.5 * row["macs_before"] and row["macs_before"] > 10**7
-
-    kept = [path for path in (tmp_path / "out").rglob("*") if path.suffix in (".safetensors",)]
-    before = {path: path.stat().st_mtime_ns for path in kept}
-    again = apps(*arguments, "--ratio", "0.5", "--ratio", "0.3")
-    assert "2 rows were finished before" in again.stdout
-    # The sparse network is taken from before, so only one fine-tuning of two epochs is left.
-    assert "2 epochs = 2 steps of vgg11 to train" in again.stdout
-    assert [line[1] for line in cells(again.stdout)] == ["0", "0.3", "0.5"]
-    assert cells(again.stdout)[2] == pruned
-    assert {path: path.stat().st_mtime_ns for path in kept} == before
-
-
-def test_prune_works_without_real_images_as_a_process_of_its_own(
-    apps_command: Command, tmp_path: Path
-):
-    file = write_file(tmp_path / "runs" / "mine" / "distilled.h5")
-    write_file(file.with_name("random_real.h5"), seed=7, method="random")
-    done = apps_command("prune", "--arch", "resnet18", "--baselines", *SHORT)
-    assert done.returncode == 0, done.stderr
-    assert "runs/mine/distilled.h5 is the newest" in done.stdout
-    table = cells(done.stdout)
-    assert [line[0] for line in table] == ["distilled"] * 2 + ["random real"] * 2
-    assert all(cell == "n/a (no --data)" for line in table for cell in line[5:])
-    assert len(list((file.parent / "prune").glob("resnet18-*.safetensors"))) == 4
-
-
-def test_a_wild_learning_rate_ends_in_one_sentence(apps: Run, small_file: Path):
-    outcome = apps(
-        *("prune", small_file, "--out", "out", "--epochs", "4", "--set", "lr=1e30"),
-        *("--set", "batch=12"),
-    )
-    assert outcome.returncode == 1
-    assert "loss of vgg11 is nan" in outcome.stderr.splitlines()[-1]
 
 
 @pytest.mark.slow

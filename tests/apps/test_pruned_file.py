@@ -12,9 +12,9 @@ from scdd.checkpoint import load_weights, save_weights
 from scdd.errors import CheckpointError
 from scdd.models import create_model
 from scdd_apps import load_pruned
-from scdd_apps.prune.channels import select
+from scdd_apps.prune.plan import PRUNABLE
 from scdd_apps.prune.pruned_file import save_pruned
-from scdd_apps.prune.surgery import coupled_channels, remove_channels
+from tests.apps.cuts import cut_by
 from tests.conftest import child_environment
 
 IMAGES = torch.linspace(-2, 2, 2 * 3 * 8 * 8).view(2, 3, 8, 8).sin()
@@ -38,13 +38,22 @@ def pruned(arch: str, path: Path) -> torch.nn.Module:
             assert module.running_var is not None
             torch.nn.init.uniform_(module.weight)
             torch.nn.init.uniform_(module.running_var, 0.5, 2)
-    history = remove_channels(model, 8, select(coupled_channels(model, 8), 0.5))
+    history = cut_by(model, 8, 0.5)
     save_pruned(path, model, history, {"ratio": 0.5})
     return model.eval()
 
 
-def test_another_process_gets_the_same_networks_bit_for_bit(tmp_path: Path):
-    models = {arch: pruned(arch, tmp_path / arch) for arch in ("vgg11", "resnet18")}
+@pytest.mark.parametrize(
+    "archs",
+    [
+        ("vgg11", "resnet18"),
+        ("resnet8", "mobilenet_v3_large", "regnet_x_400mf", "squeezenet1_0", "vit_tiny"),
+        pytest.param(tuple(PRUNABLE), marks=pytest.mark.slow),
+    ],
+    ids=["two", "small", "all"],
+)
+def test_another_process_gets_the_same_networks_bit_for_bit(archs: tuple[str, ...], tmp_path: Path):
+    models = {arch: pruned(arch, tmp_path / arch) for arch in archs}
     save_file({"images": IMAGES}, tmp_path / "images")
     subprocess.run(
         [sys.executable, "-c", CHILD, *models], cwd=tmp_path, env=child_environment(), check=True

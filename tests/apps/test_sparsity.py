@@ -11,7 +11,7 @@ from scdd.config.posttrain import PosttrainConfig
 from scdd.distilled import DistilledDataset
 from scdd.stages.posttrain import learning_rate, train_student
 from scdd_apps.prune.channels import Coupled
-from scdd_apps.prune.sparsity import l1_pull, l1_strength, share_near_zero
+from scdd_apps.prune.sparsity import l1_pull, l1_strength, scale_histogram, share_near_zero
 
 SGD: dict[str, Any] = {"optimizer": "sgd", "lr": 0.1, "weight_decay": 0.0}
 
@@ -75,7 +75,10 @@ def test_the_rates_are_those_of_the_real_training(schedule: dict[str, Any], smal
     assert 10 - net.scale.item() == pytest.approx(0.01 * sum(rates), rel=1e-3)
 
 
-def test_the_share_of_small_scales_counts_channels():
+def test_the_share_of_small_scales_and_their_histogram_count_channels():
     norm = nn.BatchNorm2d(8)
     norm.weight.data = torch.tensor([0.0, 0.009, -0.009, 0.011, 1.0, -1.0, 0.5, 0.02])
-    assert share_near_zero([Coupled("conv", (norm,))]) == 3 / 8
+    layers = [Coupled("conv", (nn.Conv2d(3, 8, 1),), (norm,))]
+    assert share_near_zero(layers) == 3 / 8
+    # Below .01, .01 - .03, .03 - .1, .1 - .3, .3 - 1, from 1.
+    assert scale_histogram(layers) == [3, 2, 0, 0, 1, 2]

@@ -12,9 +12,12 @@ from torch import Tensor, nn
 from scdd.config.posttrain import PosttrainConfig
 from scdd.posttraining import learning_rate
 from scdd_apps.prune.channels import Coupled
+from scdd_apps.prune.criteria import scale_size
 
 NEAR_ZERO = 0.01
 """|scale| below which a channel counts as switched off."""
+BOUNDS = (NEAR_ZERO, 0.03, 0.1, 0.3, 1.0)
+"""Where the bars of the histogram of |scale| meet."""
 
 
 def l1_strength(pull: float, cfg: PosttrainConfig, steps_per_epoch: int) -> float:
@@ -41,6 +44,15 @@ def scales_of(layers: Sequence[Coupled]) -> list[nn.Parameter]:
 
 
 def share_near_zero(layers: Sequence[Coupled]) -> float:
-    """Share of the channels whose importance is below 0.01."""
-    scores = torch.cat([layer.importance() for layer in layers])
-    return (scores < NEAR_ZERO).double().mean().item()
+    """Share of the channels whose |scale| is below 0.01."""
+    return (_scales(layers) < NEAR_ZERO).double().mean().item()
+
+
+def scale_histogram(layers: Sequence[Coupled]) -> list[int]:
+    """Count channels by |scale|: below the first of BOUNDS, from there to the next, ..., above."""
+    bins = torch.bucketize(_scales(layers), torch.tensor(BOUNDS).double(), right=True)
+    return bins.bincount(minlength=len(BOUNDS) + 1).tolist()
+
+
+def _scales(layers: Sequence[Coupled]) -> Tensor:
+    return torch.cat([scale_size(layer).repeat(layer.ties) for layer in layers])
