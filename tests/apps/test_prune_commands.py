@@ -99,8 +99,11 @@ def test_a_checkpoint_that_does_not_fit_is_refused(apps: Run, small_file: Path, 
 
     given(tmp_path / "gone.safetensors", "cannot be read")
     given(trained(tmp_path / "other.safetensors", arch="resnet14"), "resnet14", "--arch resnet14")
-    given(trained(tmp_path / "classes.safetensors", classes=7), "number of classes of 7", "3")
-    given(trained(tmp_path / "size.safetensors", size=16), "px: 16", "8")
+    given(
+        trained(tmp_path / "classes.safetensors", classes=7),
+        "tells 7 classes apart, and the distilled file 3",
+    )
+    given(trained(tmp_path / "size.safetensors", size=16), "images of 16 px", "have 8 px")
     text = tmp_path / "text.pt"
     text.write_text("no weights")
     given(text, "no weights file")
