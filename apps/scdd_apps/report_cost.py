@@ -43,7 +43,7 @@ def macs(model: nn.Module, image_size: int) -> int:
 
 @torch.inference_mode()
 def latencies(models: Sequence[nn.Module], image_size: int, device: torch.device) -> list[Latency]:
-    """Time one image [1, 3, S, S], S = `image_size`, through each of `models`, in eval mode.
+    """Time one image [1, 3, S, S], S = `image_size`, through each of `models`, as they are.
 
     They take turns, so that a moment in which the machine is busy meets all of them.
     """

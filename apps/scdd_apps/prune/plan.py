@@ -13,7 +13,7 @@ from torch import nn
 from scdd.config.posttrain import PosttrainConfig
 from scdd.errors import ConfigError
 from scdd.files import sha256_of
-from scdd.models import create_model, list_models
+from scdd.models import create_model
 from scdd.posttraining import Labels
 from scdd_apps.files import Inputs, settings_with, training_identity
 from scdd_apps.prune.channels import check_reachable
@@ -126,7 +126,7 @@ def make_plan(inputs: Inputs, options: Options) -> Plan:
             raise ConfigError(f"--ratio {ratio:g}: give a share of the channels in [0, 1)")
     if not 0 <= options.pull < math.inf:
         raise ConfigError(f"--pull {options.pull:g}: give a number from 0 up; a scale starts at 1")
-    _check_arch(options.arch)
+    _check_arch(inputs, options.arch)
     model = _model(inputs, options)
     has_batchnorm = any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
     criterion = _criterion(options, variant, has_batchnorm)
@@ -184,22 +184,28 @@ def _variant(options: Options) -> Variant:
     return variant
 
 
-def _check_arch(arch: str) -> None:
-    if arch in list_models() and arch not in PRUNABLE:
-        why = (
-            "it shuffles channels between its branches, which torch-pruning cannot follow"
-            if arch.startswith("shufflenet")
-            else "it cannot be pruned yet"
-        )
-        raise ConfigError(f"--arch {arch}: {why}; choose among {', '.join(PRUNABLE)}")
+def _check_arch(inputs: Inputs, arch: str) -> None:
+    if arch in PRUNABLE:
+        return
+    _fresh(inputs, arch)  # which says what is wrong with an unknown name
+    why = (
+        "it shuffles channels between its branches, which torch-pruning cannot follow"
+        if arch.startswith("shufflenet")
+        else "it cannot be pruned yet"
+    )
+    raise ConfigError(f"--arch {arch}: {why}; choose among {', '.join(PRUNABLE)}")
 
 
 def _model(inputs: Inputs, options: Options) -> nn.Module:
     """The network before pruning, or for variants that train it one of its shape."""
     if options.checkpoint is not None:
         return load_start(options.checkpoint, options.arch, inputs.header)
+    return _fresh(inputs, options.arch)
+
+
+def _fresh(inputs: Inputs, arch: str) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
-        return create_model(options.arch, len(inputs.header.class_names), inputs.header.image_size)
+        return create_model(arch, len(inputs.header.class_names), inputs.header.image_size)
 
 
 def _criterion(options: Options, variant: Variant, has_batchnorm: bool) -> Criterion:

@@ -2,6 +2,7 @@
 
 import copy
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
@@ -50,9 +51,7 @@ def prune_to(place: Place, goal: Goal, before: Unpruned) -> None:
         model, history, cuts, top1 = _step_by_step(place, goal, before, found)
         top1 = {**before.top1, **top1}
     top1["fine-tuned"] = place.score(model)
-    widths = {layer.root: layer.width for layer in coupled_channels(model, size)}
-    reached = 1 - sum(widths.values()) / sum(layer.width for layer in before.layers)
-    check_achieved(place.plan.arch, goal.ratio, reached)
+    layers = coupled_channels(model, size)
     name = f"{place.plan.arch}-{place.path(goal, '').name.rpartition('-')[2]}"
     row: Row = {
         **before.facts,
@@ -60,10 +59,10 @@ def prune_to(place: Place, goal: Goal, before: Unpruned) -> None:
         "seed": place.seed,
         "channels": goal.channels,
         "ratio": goal.ratio,
-        "achieved": reached,
+        "achieved": _achieved(before, layers),
         "parameters": parameters(model),
         "macs": macs(model, size),
-        "widths": widths,
+        "widths": {layer.root: layer.width for layer in layers},
         "cuts": cuts,
         "top1": top1,
         "weights": f"{name}.safetensors",
@@ -93,6 +92,9 @@ def _step_by_step(
             removed = _choose(place, goal, before, found, layers, step)
             history = [*history, *remove_channels(model, size, removed)]
             cuts = [*cuts, {root: len(channels) for root, channels in removed.items()}]
+            if last:
+                reached = _achieved(before, coupled_channels(model, size))
+                check_achieved(plan.arch, goal.ratio, reached)
             top1 = _recalibrated(place, model)
             stage = f"fine-tuning at ratio {goal.ratio:g} ({goal.channels})"
             place.train(model, cfg, goal, stage, part=f".step{step}")
@@ -127,6 +129,11 @@ def _choose(
     return select(
         layers, wanted, IMPORTANCE[plan.criterion], floors_of(before.layers), plan.round_to
     )
+
+
+def _achieved(before: Unpruned, layers: Sequence[Coupled]) -> float:
+    """Share of the channels before pruning that are gone."""
+    return 1 - sum(each.width for each in layers) / sum(each.width for each in before.layers)
 
 
 def _recalibrated(place: Place, model: nn.Module) -> Scores:

@@ -52,16 +52,19 @@ def _check_facts(path: Path, about: Mapping[str, Any], arch: str, classes: int, 
         raise CheckpointError(
             f"{path}: does not say which network it is for; give the teacher.safetensors of a run"
         )
-    for what, found, wanted in (
-        ("of architecture", about["arch"], arch),
-        ("for a number of classes of", about.get("num_classes", classes), classes),
-        ("for images of so many px:", about.get("image_size", size), size),
-    ):
-        if found != wanted:
-            hint = f"give --arch {found}" if what == "of architecture" else "give another one"
-            raise CheckpointError(
-                f"{path}: is {what} {found}, but {wanted} is what is to be pruned; {hint}"
-            )
+    if about["arch"] != arch:
+        raise CheckpointError(f"{path}: holds a {about['arch']}; give --arch {about['arch']}")
+    theirs, side = about.get("num_classes", classes), about.get("image_size", size)
+    if theirs != classes:
+        raise CheckpointError(
+            f"{path}: tells {theirs} classes apart, and the distilled file {classes}; give a "
+            "network for the same classes"
+        )
+    if side != size:
+        raise CheckpointError(
+            f"{path}: is for images of {side} px, and those of the distilled file have {size} px; "
+            "give a network for the same size"
+        )
 
 
 def _fault(model: nn.Module, state: Mapping[str, Tensor], classes: int) -> str:
