@@ -40,9 +40,7 @@ def timm_head(arch: str) -> str:
     return f"{CHILD}.{cfg.classifier}"
 
 
-def timm_net(
-    arch: str, num_classes: int, image_size: int
-) -> tuple[nn.Module, tuple[str, ...]]:
+def timm_net(arch: str, num_classes: int, image_size: int) -> tuple[nn.Module, tuple[str, ...]]:
     """Build the net for images [B, 3, size, size] and say how its geometry differs from stock.
 
     Raises:

@@ -17,9 +17,11 @@ from torch import nn
 from torchvision.transforms.functional import normalize
 
 from scdd.checkpoint import save_weights
+from scdd.errors import RunError
 from scdd.models import list_models
 from scdd_apps.export import network_file
 from scdd_apps.networks import Network
+from scdd_apps.onnx_graphs import to_onnx
 from tests.apps.conftest import CLASSES, MEAN, STD, write_file
 from tests.apps.trained_networks import save_network, save_pruned_network
 from tests.conftest import ROOT, Outcome, child_environment
@@ -121,6 +123,18 @@ def test_a_graph_that_is_off_is_an_error_and_leaves_no_file(
     outcome = apps("export", "teacher.safetensors")
     refused(outcome, "other outputs than PyTorch", "nothing was written", code=1)
     assert [path.name for path in tmp_path.iterdir()] == ["teacher.safetensors"]
+
+
+def test_a_network_that_cannot_be_traced_is_said_to_be_so(tmp_path: Path):
+    class Branching(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x if x.sum() > 0 else -x
+
+    (tmp_path / "weights").touch()
+    network = Network(tmp_path / "weights", Branching(), "branching", 8, CLASSES, MEAN, STD, None)
+    with pytest.raises(RunError, match="branching: PyTorch cannot write it as ONNX") as failure:
+        to_onnx(network)
+    assert "\n" not in str(failure.value) and len(str(failure.value)) < 300
 
 
 def test_bad_input_is_refused_in_one_sentence(apps: Run, tmp_path: Path):

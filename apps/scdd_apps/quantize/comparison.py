@@ -1,5 +1,6 @@
 """Quantises one network with several sets of calibration images, measures all, keeps one."""
 
+import math
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -12,14 +13,14 @@ from torch import Tensor
 from scdd.datasets import ImageSource
 from scdd.errors import ConfigError
 from scdd.files import replacing
-from scdd.progress import Bar
+from scdd.progress import Bar, track
 from scdd.run import RunDirectory
 from scdd_apps.files import Inputs
 from scdd_apps.networks import WANTED, Network
 from scdd_apps.onnx_graphs import OnPixels, check_same, describe, outputs_of, session, to_onnx
 from scdd_apps.quantize.calibration import calibration_images
 from scdd_apps.quantize.int8 import METHODS, prepared, quantised
-from scdd_apps.quantize.measures import Run, labelled_images, latencies, qualities
+from scdd_apps.quantize.measures import BATCH, Run, labelled_images, latencies, qualities
 from scdd_apps.quantize.results import Row, results_text
 from scdd_apps.report import write_results
 
@@ -123,10 +124,11 @@ def _measure(
     sizes = [network.path.stat().st_size, *(graph.ByteSize() for graph in graphs)]
     runs: list[Run] = [OnPixels(network).eval()]
     runs += [partial(outputs_of, session(graph)) for graph in graphs]
+    batches = math.ceil((len(instead) if val is None else len(val)) / BATCH)
     measured = zip(
         names,
         sizes,
-        qualities(runs, labelled_images(val, instead)),
+        qualities(runs, track(labelled_images(val, instead), batches, "score")),
         latencies(runs, instead[0]),
         strict=True,
     )
