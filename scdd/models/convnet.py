@@ -57,9 +57,9 @@ def convnet(
     """
     blocks = max(LEAST_BLOCKS, (image_size // FLATTENED).bit_length() - 1)
     pools = min(blocks, (image_size // MIN_LAST_MAP).bit_length() - 1)
-    changes = (f"{blocks} blocks",) if blocks > LEAST_BLOCKS else ()
-    changes += tuple(f"pool {number} dropped" for number in range(pools + 1, blocks + 1))
+    changes = [f"{blocks} blocks"] if blocks > LEAST_BLOCKS else []
+    changes += [f"pool {number} dropped" for number in range(pools + 1, blocks + 1)]
     widths = (WIDTH,) * blocks
     if doubling:
         widths = tuple(LAST_WIDTH >> n for n in reversed(range(blocks)))
-    return ConvNet(widths, pools, norm, num_classes, image_size), changes
+    return ConvNet(widths, pools, norm, num_classes, image_size), tuple(changes)

@@ -5,7 +5,7 @@ forward pass runs on the meta device: shapes alone, no arithmetic.
 """
 
 import copy
-from os.path import commonprefix
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -79,7 +79,7 @@ def on_meta(model: nn.Module, images: Tensor) -> Tensor:
 class _Features(nn.Module):
     def __init__(self, net: nn.Module):
         super().__init__()
-        self.net = net
+        self.net: Any = net
 
     def forward(self, x: Tensor) -> Tensor:
         was_training = self.net.training
@@ -96,18 +96,26 @@ def _strided(module: nn.Module) -> bool:
 
 def _drop(model: nn.Module, halvings: Halvings, side: int, changes: dict[str, str]) -> None:
     """Halve the stride of the layers that meet a map of this side; note it by their place."""
-    paths, what = halvings[side], "dropped"
+    paths, stride = halvings[side], ""
     for path in paths:
         module = model.get_submodule(path)
         if isinstance(module, nn.Conv2d):
-            what = _slow_down(model, path, module, side)
+            stride = _slow_down(model, path, module, side)
         elif module.stride in (2, (2, 2)) and not any(True for _ in module.parameters()):
             model.set_submodule(path, nn.Identity())
         else:
             raise Unadaptable(f"its layer {path} cannot lose its stride")
-    others = f" and {len(paths) - 1} beside it"
-    place = ".".join(commonprefix([path.split(".") for path in paths])) or paths[0] + others
-    changes[place] = f"{place} {what}"
+    place = _common(paths) or f"{paths[0]} and {len(paths) - 1} beside it"
+    pools = f"{place} dropped" if len(paths) == 1 else f"pools of {place} dropped"
+    changes[place] = f"{place} {stride}" if stride else pools
+
+
+def _common(paths: list[str]) -> str:
+    """Path of the innermost module that holds all these, or "" where that is the net."""
+    outer = paths[0]
+    while outer and not all(f"{path}.".startswith(f"{outer}.") for path in paths):
+        outer = outer.rpartition(".")[0]
+    return outer
 
 
 def _slow_down(model: nn.Module, path: str, conv: nn.Conv2d, side: int) -> str:

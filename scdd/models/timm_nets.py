@@ -6,6 +6,7 @@ the map, as many leading halvings go as in torchvision's MobileNet. Nothing is d
 
 import inspect
 from collections import OrderedDict
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -50,10 +51,16 @@ def timm_net(arch: str, num_classes: int, image_size: int) -> tuple[nn.Module, t
 
     with torch.device("meta"):
         stock = timm.create_model(arch, pretrained=False, num_classes=num_classes)
-    sizes, leading, changes = _sizes(arch, stock, image_size)
+    fit = _fit(arch, stock, image_size)
     try:
-        net = timm.create_model(arch, pretrained=False, num_classes=num_classes, **sizes)
-        changes += adapt_unlisted(net, leading, image_size)
+        net = timm.create_model(
+            arch,
+            pretrained=False,
+            num_classes=num_classes,
+            img_size=fit.img_size,  # timm leaves out what is None
+            patch_size=fit.patch_size,
+        )
+        changes = fit.changes + adapt_unlisted(net, fit.leading, image_size)
         logits = on_meta(net, torch.empty(2, 3, image_size, image_size))
     except Exception as error:  # each family has its own way to say that a size does not suit it
         reason = f" ({error})" if isinstance(error, Unadaptable) else ""
@@ -73,42 +80,51 @@ def _no_single_classifier(arch: str) -> ConfigError:
     )
 
 
-def _sizes(
-    arch: str, stock: nn.Module, image_size: int
-) -> tuple[dict[str, int], int, tuple[str, ...]]:
-    """Arguments of the net, halvings that its convolutions have to lose, changes in words."""
+class _Fit(NamedTuple):
+    """What makes a net suit an image size."""
+
+    leading: int
+    """Halvings that its convolutions and pools have to lose."""
+    img_size: int | None = None
+    patch_size: int | None = None
+    """In pixels, arguments of timm."""
+    changes: tuple[str, ...] = ()
+    """In words, without those of the halvings."""
+
+
+def _fit(arch: str, stock: Any, image_size: int) -> _Fit:
     leading = leading_drops("mobile", image_size)
     arguments = inspect.signature(type(stock).__init__).parameters
     if "img_size" not in arguments:
-        return {}, leading, ()
+        return _Fit(leading)
     stock_size = stock.pretrained_cfg["input_size"][-1]
     stock_patch = _patch_of(stock)
     if "patch_size" not in arguments or not stock_patch:
         # Behind a stem without these halvings the maps are those of an image so much larger.
         size = image_size << leading
         if size == stock_size:
-            return {}, leading, ()
-        return {"img_size": size}, leading, (f"sized for {size} px",)
+            return _Fit(leading)
+        return _Fit(leading, size, changes=(f"sized for {size} px",))
     patch = stock_patch
     divides = image_size % patch == 0
-    if stock.feature_info[-1]["reduction"] > stock_patch:  # stages, which merge patches
-        patch = max(1, stock_patch >> leading)
+    if stock.feature_info[-1]["reduction"] > patch:  # stages, which merge patches
+        patch = max(1, patch >> leading)
     elif not divides or image_size < min(stock_size, MOST_SIDE * patch):
         patch = patch_size(image_size, arch)
     if (image_size, patch) == (stock_size, stock_patch):
-        return {}, 0, ()
+        return _Fit(0)
     side = image_size // patch
-    changes = (f"patch {patch}, {side}x{side} tokens",)
-    return {"img_size": image_size, "patch_size": patch}, 0, changes
+    return _Fit(0, image_size, patch, (f"patch {patch}, {side}x{side} tokens",))
 
 
 def _patch_of(stock: nn.Module) -> int | None:
     """Side of the square patches, where the first layer reads each pixel for one of them alone."""
-    for module in stock.modules():
-        layers = (m for m in module.modules() if isinstance(m, nn.Conv2d | nn.Linear))
-        if hasattr(module, "patch_size") and (layer := next(layers, None)):
-            side = module.patch_size
-            side = side if isinstance(side, int) else side[0]
-            alone = getattr(layer, "stride", (side, side)) == (side, side)
-            return side if alone and layer.weight[0].numel() == 3 * side**2 else None
-    return None
+    embedding: Any = next((m for m in stock.modules() if hasattr(m, "patch_size")), nn.Identity())
+    layers = (m for m in embedding.modules() if isinstance(m, nn.Conv2d | nn.Linear))
+    first: Any = next(layers, None)
+    if first is None:
+        return None
+    side = embedding.patch_size
+    side = side if isinstance(side, int) else side[0]
+    alone = getattr(first, "stride", (side, side)) == (side, side)
+    return side if alone and first.weight[0].numel() == 3 * side**2 else None

@@ -1,4 +1,4 @@
-"""ConvNet, AlexNet and MobileNet of the distillation literature against nets written out by hand."""
+"""ConvNet, AlexNet and MobileNet of the distillation literature, written out by hand."""
 
 from collections import OrderedDict
 from typing import Any
@@ -51,7 +51,9 @@ def test_the_convnet_of_32_px_has_the_320010_parameters_of_the_literature():
 def test_a_convnet_is_blocks_and_a_linear_layer_on_the_flattened_map(arch, size, widths, side):
     channels = (3, *widths[:-1])
     layers = [
-        layer for c, w in zip(channels, widths, strict=True) for layer in block(c, w, nn.BatchNorm2d)
+        layer
+        for c, w in zip(channels, widths, strict=True)
+        for layer in block(c, w, nn.BatchNorm2d)
     ]
     theirs = nn.Sequential(*layers, nn.Flatten(), nn.Linear(widths[-1] * side**2, 5))
     ours = create_model(arch, 5, size)

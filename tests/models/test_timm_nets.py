@@ -1,5 +1,6 @@
 """Nets of timm: as in stock at 224 px, and adapted as the nets that we list on small images."""
 
+import copy
 import json
 import subprocess
 import sys
@@ -51,22 +52,20 @@ def test_at_224_px_keys_and_outputs_are_those_of_timm(arch):
         ("mobilenetv2_100", "mobilenet_v2", 32),
         ("mobilenetv2_100", "mobilenet_v2", 64),
         ("regnetx_004_tv", "regnet_x_400mf", 32),
-        ("vgg11_bn", "vgg11_bn", 32),
-    ][:5],
+    ],
 )
 def test_what_is_found_in_a_net_of_timm_is_what_is_listed_for_the_same_net_of_torchvision(
     theirs, ours, size
 ):
     found, _ = timm_net(theirs, 5, size)
     listed = create_model(ours, 5, size)
-    # Both packages keep their layers in the order of the forward pass, but for shortcuts.
     weights = sorted(tuple(v.shape) for v in listed.state_dict().values())
     assert sorted(tuple(v.shape) for v in found.state_dict().values()) == weights
-    assert sides(found, size) == sides(listed, size)
+    assert maps(found, size) == maps(listed, size)
 
 
-def sides(net: nn.Module, size: int) -> list[tuple[int, ...]]:
-    """Shapes of all maps that convolutions give, which BatchNorm, ReLU and pools do not add to."""
+def maps(net: nn.Module, size: int) -> list[tuple[int, ...]]:
+    """Shapes of the maps that all convolutions give."""
     seen: list[tuple[int, ...]] = []
     hooks = [
         m.register_forward_hook(lambda _m, _x, y: seen.append(tuple(y.shape)))
@@ -86,7 +85,7 @@ STEMS = {
     ("efficientnet_b0", 32): "conv_stem stride 1, blocks.1.0.conv_dw stride 1",
     ("efficientnet_b0", 64): "conv_stem stride 1",
     ("efficientnet_b0", 128): "stock",
-    ("tf_efficientnet_b0", 96): "conv_stem stride 1, BatchNorm momentum 0.1 instead of 0.01",
+    ("tf_efficientnet_b0", 96): "conv_stem stride 1",
     ("regnetx_002", 32): "stem.conv stride 1, s1.b1 stride 1",
     ("convnext_atto", 32): "stem.0 3x3 stride 1",
     ("convnext_atto", 64): "stem.0 stride 2",
@@ -98,7 +97,7 @@ STEMS = {
     ("swin_tiny_patch4_window7_224", 32): "patch 1, 32x32 tokens",
     ("swin_tiny_patch4_window7_224", 64): "patch 2, 32x32 tokens",
     ("coatnet_nano_rw_224", 32): (
-        "sized for 128 px, stem.conv1 stride 1, stages.0.blocks.0 stride 1"
+        "sized for 128 px, stem.conv1 stride 1, pools of stages.0.blocks.0 dropped"
     ),
 }
 
@@ -109,9 +108,11 @@ def test_the_stem_says_what_was_changed(arch, size):
 
 
 @pytest.mark.parametrize("size", [13, 32, 64, 127])
-@pytest.mark.parametrize("arch", ["resnet34", "efficientnet_b0", "convnext_atto", "inception_v3"])
+@pytest.mark.parametrize("arch", ["resnet34", "efficientnet_b0", "convnext_atto"])
 def test_the_last_map_of_a_small_image_is_neither_lost_nor_large(arch, size):
-    features = on_meta(arch, 10, size).net.forward_features(torch.empty(2, 3, size, size).to("meta"))
+    features = on_meta(arch, 10, size).net.forward_features(
+        torch.empty(2, 3, size, size).to("meta")
+    )
     assert 2 <= features.shape[-1] <= 8
 
 
@@ -129,7 +130,7 @@ def test_a_backbone_and_the_weights_of_a_head_make_a_classifier(arch):
     backbone: Any = create_model(arch, 0, 32).eval()
     classifier: Any = recreate({"arch": arch, "num_classes": 7, "image_size": 32}).eval()
     head = classifier.head
-    assert type(classifier.get_submodule(head)) is nn.Linear and backbone.head == head
+    assert isinstance(classifier.get_submodule(head), nn.Linear) and backbone.head == head
     weight, bias = torch.randn(7, backbone.feature_dim), torch.randn(7)
     state = backbone.state_dict() | {f"{head}.weight": weight, f"{head}.bias": bias}
     classifier.load_state_dict(state)
@@ -183,7 +184,7 @@ class Chain(nn.Module):
 )
 def test_each_dropped_halving_doubles_the_map(layer, sides_after):
     for leading, side in enumerate(sides_after):
-        net = Chain(layer)
+        net = Chain(copy.deepcopy(layer))
         adapt_unlisted(net, leading, 32)
         assert net.forward_features(images(32)).shape == (2, 3, side, side)
 
@@ -210,6 +211,7 @@ def test_a_narrowed_convolution_answers_as_strongly_as_the_wide_one(wide, narrow
     [
         ("deit_tiny_distilled_patch16_224", 224, "does not end in one linear classifier"),
         ("dla34", 32, "does not end in one linear classifier"),
+        ("inception_v3", 13, "cannot be fitted to images of 13 px; choose another image size"),
         ("mixer_s16_224", 32, "cannot be fitted to images of 32 px; choose another image size"),
         ("vit_tiny_patch16_224", 31, r"31 px does not divide into .* multiple of 8"),
         ("swin_tiny_patch4_window7_224", 8, r"images of 8 px \(its last map would be 1x1\)"),
