@@ -70,7 +70,7 @@ def watch(model: nn.Module, image_size: int) -> tuple[Halvings, int | None]:
 
 
 def on_meta(model: nn.Module, images: Tensor) -> Tensor:
-    """Shape of what `model` gives for `images`, whatever device its weights are on."""
+    """Run `model` for the shape of what it gives, wherever its weights are."""
     tensors = [*model.named_parameters(), *model.named_buffers()]
     state = {name: tensor.to("meta") for name, tensor in tensors}
     return functional_call(model, state, (images.to("meta"),))
