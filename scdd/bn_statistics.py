@@ -7,6 +7,10 @@ from typing import TypeVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from scdd.errors import ConfigError
+from scdd.synced_batchnorm import PLAIN, SyncedBatchNorm
 
 BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d
 Layer = TypeVar("Layer", bound=nn.Module)
@@ -127,6 +131,22 @@ def has_statistics(norm: BatchNorm) -> bool:
     return norm.running_mean is not None
 
 
+def check_plain(net: nn.Module) -> None:
+    """Refuse BatchNorm layers that do more than normalise, such as timm's with an activation.
+
+    Another layer in their place would silently leave that out.
+
+    Raises:
+        ConfigError: if there is one.
+    """
+    for module in net.modules():
+        if isinstance(module, _BatchNorm) and type(module) not in (*PLAIN, SyncedBatchNorm):
+            raise ConfigError(
+                f"its layers of type {type(module).__name__} do more than BatchNorm, which cannot "
+                "be taken apart here; choose a network with plain BatchNorm, such as resnet18"
+            )
+
+
 def replace_batchnorm(
     net: nn.Module,
     make: Callable[[BatchNorm], Layer],
@@ -135,7 +155,11 @@ def replace_batchnorm(
     """Put `make(layer)` in the place of every wanted BatchNorm below `net`; return what was put.
 
     In the order of registration.
+
+    Raises:
+        ConfigError: if a layer is more than BatchNorm.
     """
+    check_plain(net)
     layers: list[Layer] = []
     for name, module in list(net.named_modules()):
         if isinstance(module, BatchNorm) and wanted(module):

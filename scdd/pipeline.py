@@ -11,7 +11,7 @@ import torch
 import yaml
 from torch import nn
 
-from scdd.bn_statistics import count_batchnorm
+from scdd.bn_statistics import check_plain, count_batchnorm
 from scdd.config.recover import RecoverConfig
 from scdd.config.run import RunConfig
 from scdd.config.stem import Stem
@@ -320,7 +320,7 @@ def _check_networks(cfg: RunConfig) -> None:
     size = cfg.dataset.image_size
     _network("posttrain", cfg.posttrain.arch, size, None)
     layers = {
-        name: count_batchnorm(_network(name, network.arch, size, network.stem))
+        name: count_batchnorm(_plain(name, network.arch, size, network.stem))
         for name, network in cfg.squeezes.items()
     }
     for step, section in cfg.recoveries.items():
@@ -333,6 +333,15 @@ def _network(key: str, arch: str, size: int, stem: Stem | None) -> nn.Module:
         return create_model(arch, 1, size, stem)
     except ConfigError as error:
         raise ConfigError(f"{key}.arch: {error}") from error
+
+
+def _plain(key: str, arch: str, size: int, stem: Stem | None) -> nn.Module:
+    net = _network(key, arch, size, stem)
+    try:
+        check_plain(net)
+    except ConfigError as error:
+        raise ConfigError(f"{key}.arch = {arch}: {error}") from error
+    return net
 
 
 def _check_layers(network: str, layers: int, step: str, cfg: RecoverConfig) -> None:

@@ -5,6 +5,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from scdd.distributed import rank_and_size, total_with_gradient
+from scdd.errors import ConfigError
+
+PLAIN = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+"""Layers that normalise and nothing else."""
 
 
 class SyncedBatchNorm(_BatchNorm):
@@ -49,10 +53,18 @@ def synced(module: nn.Module) -> nn.Module:
     """Return `module` with every BatchNorm over all processes; unchanged where there is one.
 
     The names, values and order of the state dict stay.
+
+    Raises:
+        ConfigError: if a BatchNorm does more than normalise, which would be left out.
     """
     if rank_and_size()[1] == 1:
         return module
     if isinstance(module, _BatchNorm):
+        if type(module) not in (*PLAIN, SyncedBatchNorm):
+            raise ConfigError(
+                f"layers of type {type(module).__name__} do more than BatchNorm and cannot work "
+                "over several processes; use one, or choose a network with plain BatchNorm"
+            )
         twin = SyncedBatchNorm(
             module.num_features, module.eps, module.momentum, module.affine
         ).train(module.training)

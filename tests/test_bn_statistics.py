@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from scdd.bn_statistics import MatchedBatchNorm, with_matched_statistics
+from scdd.distilled.labelling import Labellers
+from scdd.errors import ConfigError
 from scdd.models import create_model
 
 Norm = nn.BatchNorm1d | nn.BatchNorm2d
@@ -195,3 +197,12 @@ def test_a_batch_norm_without_running_statistics_does_not_count():
     net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4, track_running_stats=False))
     with pytest.raises(ValueError, match="choose a teacher with BatchNorm"):
         with_matched_statistics(net)
+
+
+@pytest.mark.parametrize("arch", ["efficientnet_b0", "regnetx_002"])
+def test_a_batchnorm_with_an_activation_inside_is_refused(arch: str):
+    net = create_model(arch, 4, 32)  # The activation would be gone from a net with other layers.
+    with pytest.raises(ConfigError, match="BatchNormAct2d do more than BatchNorm"):
+        with_matched_statistics(net)
+    with pytest.raises(ConfigError, match="BatchNormAct2d do more than BatchNorm"):
+        Labellers([net], grouped=True)
