@@ -247,6 +247,9 @@ def stats(
 STOPPED = (
     "stopped: what is finished is kept, and the same command goes on from there (without --redo)"
 )
+STOPPED_SHORT = "stopped: the command begins anew next time; files it writes are whole or not there"
+RESUMED = ("distill", "crossarch", "prune")
+"""Commands that keep what is finished."""
 INTERRUPTED, TERMINATED = 130, 143
 
 
@@ -285,9 +288,9 @@ def _sentences() -> Iterator[None]:
     except RunError as error:
         _fail(f"error: {error}", 1)
     except (KeyboardInterrupt, typer.Abort):
-        _fail(STOPPED, INTERRUPTED)
+        _fail(_stopped(), INTERRUPTED)
     except Terminated:
-        _fail(STOPPED, TERMINATED)
+        _fail(_stopped(), TERMINATED)
     except usage_error as error:
         error.show()
         sys.exit(error.exit_code)
@@ -300,6 +303,10 @@ def _sentences() -> Iterator[None]:
         if error.filename is None:
             _fail(f"error: what is printed or read cannot pass ({reason}); check the disk", 1)
         _fail(f"error: {error.filename}: {reason}; check that it is there and may be written", 1)
+
+
+def _stopped() -> str:
+    return STOPPED if sys.argv[1:2] and sys.argv[1] in RESUMED else STOPPED_SHORT
 
 
 def _open_streams() -> None:

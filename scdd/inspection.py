@@ -49,6 +49,7 @@ def describe(path: Path, thorough: bool, teachers: Sequence[Path] = ()) -> str:
         if faults:
             raise FormatError(f"{path}: {'; '.join(faults)}; make or download it again")
         lines.append("  verified     every digest, shape and range is right")
+        lines += _teacher_beside(path) if not teachers else []
     if teachers:
         lines += _reproduced(path, teachers)
     return "\n".join(map(printable, lines))
@@ -92,6 +93,22 @@ def _reproduced(path: Path, teachers: Sequence[Path]) -> list[str]:
         f"  reproduced   {odd}{len(found)} labels, the farthest {one.share:.3%} of the logit range "
         f"off, {one.allowed:.1%} allowed"
     ]
+
+
+def _teacher_beside(path: Path) -> list[str]:
+    """Lines on the weights that are to compute the labels of the file, where none are stored.
+
+    Raises:
+        FormatError: if others lie beside the file.
+    """
+    with DistilledFile(path) as file:
+        if file.codec is None or file.codec.layout:
+            return []
+        beside = file.path.with_name(TEACHER)
+        if not beside.is_file():
+            return [f"  no teacher   {TEACHER}, which computes the labels, does not lie beside"]
+        check_teacher(path, beside, file.header)
+    return [f"  teacher      {beside} is what computes the labels"]
 
 
 def _others_than_recorded(file: DistilledFile, teachers: Sequence[Path]) -> str:

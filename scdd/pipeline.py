@@ -15,6 +15,7 @@ from scdd.bn_statistics import check_plain, count_batchnorm
 from scdd.config.recover import RecoverConfig
 from scdd.config.run import RunConfig
 from scdd.config.stem import Stem
+from scdd.datasets import load_dataset
 from scdd.distributed import joined
 from scdd.errors import ConfigError, RunError
 from scdd.files import replacing, sha256_of, write_json
@@ -24,6 +25,7 @@ from scdd.report import print_report, run_report
 from scdd.run import PeakMemory, RunDirectory, environment, file_digests
 from scdd.steps import (
     Context,
+    check_later_steps,
     run_baseline,
     run_posttrain,
     run_probe,
@@ -33,6 +35,9 @@ from scdd.steps import (
     run_squeeze,
     run_squeeze_labellers,
 )
+
+LABELLING = {"baseline", "relabel", "relabel_real", "posttrain"}
+"""Steps that a codec, a group or a batch can be wrong for."""
 
 
 @dataclass(frozen=True)
@@ -192,6 +197,8 @@ def distill(
                 if step not in again:
                     run.check_settings(step.name, _settings(cfg, step))
             if again:
+                if LABELLING & {step.name for step in again}:  # Refused before anything is moved.
+                    check_later_steps(cfg, load_dataset(cfg.dataset))
                 _set_aside(run, again)
             _remove(run.path.glob(TORN))
             _remember(run, cfg, str(device), measures=_measures(run, wanted))

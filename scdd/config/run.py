@@ -157,6 +157,15 @@ class RunConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _crops_do_not_leave_the_image(self) -> Self:
+        size, padding = self.dataset.image_size, self.relabel.padding
+        if self.relabel.crop == "padded" and padding > size:
+            raise ValueError(
+                f"relabel.padding is {padding}, more than an image of {size} px has; lower it"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _one_teacher_lies_beside_the_file(self) -> Self:
         if self.relabel.codec == "teacher" and self.relabel.teachers != "teacher":
             raise ValueError(

@@ -125,7 +125,7 @@ class DistilledDataset(Dataset[Sample]):
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the view of samples, e mod V, also in workers that are running already."""
-        self._epoch.fill_(epoch)
+        self._epoch.fill_(operator.index(epoch))
 
     @property
     def classes(self) -> tuple[str, ...]:

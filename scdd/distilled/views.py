@@ -33,8 +33,9 @@ def sample_views(
     """
     if not 0 <= first < last:
         raise ValueError(f"views {first} .. {last} are an empty range")
-    if image_size + cfg.padding > torch.iinfo(torch.int16).max:
-        raise ValueError(f"pixel positions of {image_size} + {cfg.padding} do not fit in int16")
+    padding = cfg.padding if cfg.crop == "padded" else 0
+    if image_size + padding > torch.iinfo(torch.int16).max:
+        raise ValueError(f"pixel positions of {image_size} + {padding} do not fit in int16")
     ops = tuple(
         op
         for op, wanted in {
@@ -54,7 +55,7 @@ def sample_views(
         name: torch.stack([view[name] for view in views]).to(PARAMETERS[name][0])
         for name in views[0]
     }
-    return ViewRecords(ops, parameters, cfg.padding if cfg.crop == "padded" else 0)
+    return ViewRecords(ops, parameters, padding)
 
 
 def render_views(images: Tensor, records: ViewRecords, view: int, index: Tensor) -> Tensor:

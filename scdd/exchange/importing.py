@@ -155,6 +155,10 @@ def _check_fit(cfg: RelabelConfig, labeller: Labeller, folder: Path, side: int, 
             f"{folder}: images are {side} px, but {labeller.path} sees {wanted} px; give --size "
             f"{wanted} to resize them"
         )
+    if cfg.crop == "padded" and cfg.padding > side:
+        raise ConfigError(
+            f"relabel.padding is {cfg.padding}, more than an image of {side} px has; lower it"
+        )
     if cfg.teacher_bn == "batch" and count < 2:
         raise ConfigError(f"{folder}: has one image, which relabel.teacher_bn=batch cannot label")
 

@@ -8,6 +8,7 @@ from torch import nn
 from scdd.checkpoint import save_weights
 from scdd.models import create_model
 from scdd_apps.prune.channels import select
+from scdd_apps.prune.criteria import scale_size
 from scdd_apps.prune.pruned_file import save_pruned
 from scdd_apps.prune.surgery import coupled_channels, remove_channels
 from tests.apps.conftest import CLASSES, MEAN, STD
@@ -47,7 +48,10 @@ def save_network(
 def save_pruned_network(path: Path, arch: str = "vgg11", size: int = 8) -> nn.Module:
     """Write what `scdd-apps prune` would; return it."""
     model = random_network(arch, len(CLASSES), size)
-    history = remove_channels(model, size, select(coupled_channels(model, size), 0.5))
+    layers = coupled_channels(model, size)
+    half = sum(layer.width for layer in layers) // 2
+    floors = {layer.root: 1 for layer in layers}
+    history = remove_channels(model, size, select(layers, half, scale_size, floors))
     about = {"classes": CLASSES, "mean": MEAN, "std": STD, "trained_on": "a1b2"}
     save_pruned(path, model, history, about)
     return model.eval()

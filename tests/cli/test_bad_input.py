@@ -39,6 +39,7 @@ def test_what_a_later_step_would_refuse_is_refused_before_any_work(
         ("posttrain.arch=resnet9", "unknown architecture 'resnet9'", "resnet8"),
         ("squeeze.arch=vit_tiny", "squeeze.arch = vit_tiny", "no BatchNorm"),
         ("squeeze.arch=efficientnet_b0", "squeeze.arch = efficientnet_b0", "more than BatchNorm"),
+        ("relabel.crop=padded relabel.padding=17", "relabel.padding is 17", "an image of 16 px"),
         ("posttrain.batch=9", "posttrain.batch = 9", "group of 10", "lower relabel.group"),
         ("ipc=13", "class '0' has 12 training images", "lower ipc"),
         (

@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -161,3 +162,12 @@ def test_what_cannot_be_compared_is_said(
     assert "codec teacher" in shown and "computed by teacher.safetensors beside the file (" in shown
     outcome = warm_command("inspect", file, "--teacher", str(tmp_path / "reversed"))
     refused(outcome, "its soft labels are computed by weights of sha256")
+
+    moved = file.rename(tmp_path / "moved.h5")
+    said = warm_command("inspect", moved, "--verify").stdout
+    assert "teacher.safetensors, which computes the labels, does not lie beside" in said
+    shutil.copy(weights, tmp_path / "teacher.safetensors")
+    said = warm_command("inspect", moved, "--verify").stdout
+    assert f"{tmp_path / 'teacher.safetensors'} is what computes the labels" in said
+    shutil.copy(tmp_path / "reversed", tmp_path / "teacher.safetensors")
+    refused(warm_command("inspect", moved, "--verify"), "computed by weights of sha256")

@@ -73,3 +73,15 @@ def test_soft_labels_that_are_not_stored_are_not_trained_on(warm_command: Run, t
     assert outcome.returncode == 2
     assert "relabel.codec is hard, which stores no soft labels" in outcome.stderr
     assert "posttrain.labels=[hard]" in outcome.stderr
+
+
+def test_what_cannot_be_done_again_is_refused_before_anything_is_moved(
+    warm_command: Run, copied_run: Path
+):
+    before = sorted(path for path in copied_run.rglob("*") if path.name != "run.lock")
+    changes = tiny_run.changes(relabel__codec="topk", relabel__top=10)
+    outcome = warm_command(
+        "distill", "digits", "--out", str(copied_run), *changes, "--redo", "relabel"
+    )
+    assert outcome.returncode == 2 and "relabel.top is 10, not in 1 .. 9" in outcome.stderr
+    assert sorted(path for path in copied_run.rglob("*") if path.name != "run.lock") == before
