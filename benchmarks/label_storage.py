@@ -318,17 +318,10 @@ def plot(result: dict[str, Any], path: Path) -> None:
         if "kl" not in arm:
             axes.axhline(mean(scores), color="grey", linestyle=":", label="hard labels")
             continue
-        axes.errorbar(arm["bytes"] / 1e6, mean(scores), spread, fmt="o", capsize=3)
-        axes.annotate(
-            name,
-            (arm["bytes"] / 1e6, mean(scores)),
-            xytext=(5, 5),
-            textcoords="offset points",
-            fontsize=8,
-        )
+        axes.errorbar(arm["bytes"] / 1e6, mean(scores), spread, fmt="o", capsize=3, label=name)
     axes.axvline(full / BUDGET / 1e6, color="grey", linewidth=0.8)
     axes.set(xscale="log", xlabel="MB of soft labels and view records", ylabel="top-1 %")
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=8, loc="center")
     figure.savefig(path, dpi=130)
 
 
