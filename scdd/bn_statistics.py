@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from scdd.errors import ConfigError
-from scdd.synced_batchnorm import PLAIN, SyncedBatchNorm
+from scdd.synced_batchnorm import PLAIN
 
 BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d
 Layer = TypeVar("Layer", bound=nn.Module)
@@ -140,7 +140,7 @@ def check_plain(net: nn.Module) -> None:
         ConfigError: if there is one.
     """
     for module in net.modules():
-        if isinstance(module, _BatchNorm) and type(module) not in (*PLAIN, SyncedBatchNorm):
+        if isinstance(module, _BatchNorm) and type(module) not in PLAIN:
             raise ConfigError(
                 f"its layers of type {type(module).__name__} do more than BatchNorm, which cannot "
                 "be taken apart here; choose a network with plain BatchNorm, such as resnet18"

@@ -248,7 +248,7 @@ STOPPED = (
     "stopped: what is finished is kept, and the same command goes on from there (without --redo)"
 )
 STOPPED_SHORT = "stopped: the command begins anew next time; files it writes are whole or not there"
-RESUMED = ("distill", "crossarch", "prune")
+RESUMED = {"distill", "crossarch", "prune"}
 """Commands that keep what is finished."""
 INTERRUPTED, TERMINATED = 130, 143
 
@@ -306,7 +306,7 @@ def _sentences() -> Iterator[None]:
 
 
 def _stopped() -> str:
-    return STOPPED if sys.argv[1:2] and sys.argv[1] in RESUMED else STOPPED_SHORT
+    return STOPPED if set(sys.argv[1:2]) & RESUMED else STOPPED_SHORT
 
 
 def _open_streams() -> None:

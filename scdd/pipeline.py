@@ -15,7 +15,6 @@ from scdd.bn_statistics import check_plain, count_batchnorm
 from scdd.config.recover import RecoverConfig
 from scdd.config.run import RunConfig
 from scdd.config.stem import Stem
-from scdd.datasets import load_dataset
 from scdd.distributed import joined
 from scdd.errors import ConfigError, RunError
 from scdd.files import replacing, sha256_of, write_json
@@ -35,9 +34,6 @@ from scdd.steps import (
     run_squeeze,
     run_squeeze_labellers,
 )
-
-LABELLING = {"baseline", "relabel", "relabel_real", "posttrain"}
-"""Steps that a codec, a group or a batch can be wrong for."""
 
 
 @dataclass(frozen=True)
@@ -192,18 +188,17 @@ def distill(
         torch.set_num_threads(cfg.threads)
     with joined() as world, run.locked() if world.leads else nullcontext():
         device = world.device(torch.device(device))
+        context = Context(cfg, run, device, tuple(step.name for step in steps), world)
         if world.leads:
             for step in steps:
                 if step not in again:
                     run.check_settings(step.name, _settings(cfg, step))
             if again:
-                if LABELLING & {step.name for step in again}:  # Refused before anything is moved.
-                    check_later_steps(cfg, load_dataset(cfg.dataset))
+                if any(step.reads_images for step in again):
+                    check_later_steps(cfg, context.dataset)  # Refused before anything is moved.
                 _set_aside(run, again)
             _remove(run.path.glob(TORN))
             _remember(run, cfg, str(device), measures=_measures(run, wanted))
-        names = tuple(step.name for step in steps)
-        context = Context(cfg, run, device, names, world)
         for step in wanted:
             _run_step(context, step)
         if wanted == steps and world.leads:

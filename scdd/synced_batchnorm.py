@@ -7,9 +7,6 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from scdd.distributed import rank_and_size, total_with_gradient
 from scdd.errors import ConfigError
 
-PLAIN = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-"""Layers that normalise and nothing else."""
-
 
 class SyncedBatchNorm(_BatchNorm):
     """In train mode, normalises [B, C, ...] by mean and variance over the rows of all processes.
@@ -49,6 +46,10 @@ class SyncedBatchNorm(_BatchNorm):
         return out.to(input.dtype)
 
 
+PLAIN = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, SyncedBatchNorm)
+"""Layers that normalise and nothing else."""
+
+
 def synced(module: nn.Module) -> nn.Module:
     """Return `module` with every BatchNorm over all processes; unchanged where there is one.
 
@@ -60,7 +61,7 @@ def synced(module: nn.Module) -> nn.Module:
     if rank_and_size()[1] == 1:
         return module
     if isinstance(module, _BatchNorm):
-        if type(module) not in (*PLAIN, SyncedBatchNorm):
+        if type(module) not in PLAIN:
             raise ConfigError(
                 f"layers of type {type(module).__name__} do more than BatchNorm and cannot work "
                 "over several processes; use one, or choose a network with plain BatchNorm"

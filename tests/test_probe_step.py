@@ -19,6 +19,7 @@ from scdd.run import RunDirectory
 from scdd.steps import Context, run_probe
 from tests import tiny_run
 from tests.conftest import Outcome, child_environment
+from tests.killed_rank import LAUNCHER
 
 Run = Callable[..., Outcome]
 
@@ -69,9 +70,8 @@ def test_two_ranks_make_the_teacher_that_one_makes(warm_command: Run, tmp_path: 
     alone, shared = tmp_path / "alone", tmp_path / "shared"
     succeeded(warm_command(*three_views(alone)))
     shutil.copytree(alone, shared, ignore=shutil.ignore_patterns("probe", "teacher*"))
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
     done = subprocess.run(
-        [*torchrun, "2", "-m", "scdd", *three_views(shared)],
+        [sys.executable, *LAUNCHER, "-m", "scdd", *three_views(shared)],
         env=child_environment(),
         stdin=subprocess.DEVNULL,
         capture_output=True,

@@ -4,9 +4,11 @@ import copy
 
 import pytest
 import torch
+from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 
 from scdd.distributed import own_rows, rank_and_size
+from scdd.errors import ConfigError
 from scdd.synced_batchnorm import SyncedBatchNorm, synced
 from tests.two_processes import TwoProcesses
 
@@ -176,6 +178,21 @@ def test_only_the_batchnorms_of_a_network_are_changed_and_nothing_else(
 ):
     for found in two_processes(what_synced_keeps):
         assert found and all(found.values()), found
+
+
+def refusal_of_activations_inside() -> str:
+    try:
+        synced(nn.Sequential(BatchNormAct2d(3)))
+    except ConfigError as error:
+        return str(error)
+    return ""
+
+
+def test_layers_that_also_activate_are_refused_over_two_processes(two_processes: TwoProcesses):
+    for said in two_processes(refusal_of_activations_inside):
+        assert "BatchNormAct2d" in said and "use one" in said
+    net = nn.Sequential(BatchNormAct2d(3))
+    assert type(synced(net)[0]) is BatchNormAct2d
 
 
 def test_where_there_is_one_process_a_network_stays_as_it_is():

@@ -2,11 +2,11 @@
 
 import copy
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from scdd.config.posttrain import PosttrainConfig
@@ -42,21 +42,20 @@ def macs(model: nn.Module, image_size: int) -> int:
 
 
 @torch.inference_mode()
-def latencies(models: Sequence[nn.Module], image_size: int, device: torch.device) -> list[Latency]:
-    """Time one image [1, 3, S, S], S = `image_size`, through each of `models`, as they are.
+def latencies(networks: Sequence[Callable[[Tensor], object]], image: Tensor) -> list[Latency]:
+    """Time `image`, [1, 3, S, S] on the device of all `networks`, through each of them.
 
     They take turns, so that a moment in which the machine is busy meets all of them.
     """
-    times: list[list[float]] = [[] for _ in models]
-    image = torch.zeros(1, 3, image_size, image_size, device=device)
+    times: list[list[float]] = [[] for _ in networks]
     started = time.monotonic()
     for round_ in range(-WARM_UP, MOST_ROUNDS):
         if round_ == 0:
             started = time.monotonic()
-        if round_ >= FEWEST_ROUNDS and time.monotonic() - started > SECONDS * len(models):
+        if round_ >= FEWEST_ROUNDS and time.monotonic() - started > SECONDS * len(networks):
             break
-        for model, found in zip(models, times, strict=True):
-            seconds = _timed(model, image)
+        for network, found in zip(networks, times, strict=True):
+            seconds = _timed(network, image)
             if round_ >= 0:
                 found.append(1000 * seconds)
     quantiles = torch.tensor([0.5, 0.9], dtype=torch.float64)
@@ -66,11 +65,11 @@ def latencies(models: Sequence[nn.Module], image_size: int, device: torch.device
     ]
 
 
-def _timed(model: nn.Module, image: torch.Tensor) -> float:
+def _timed(network: Callable[[Tensor], object], image: Tensor) -> float:
     """Seconds of one forward pass, until its result is there."""
     _wait(image.device)
     started = time.perf_counter()
-    model(image)
+    network(image)
     _wait(image.device)
     return time.perf_counter() - started
 

@@ -34,7 +34,7 @@ class Labeller:
 
     def record(self, cfg: RelabelConfig) -> dict[str, Any]:
         """What a distilled file says of its teacher."""
-        return teacher_record(self.path) | {"bn": cfg.teacher_bn}
+        return teacher_record(self.path, self.about) | {"bn": cfg.teacher_bn}
 
     def blocks(
         self,

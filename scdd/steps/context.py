@@ -1,7 +1,7 @@
 """What every step may use: the configuration, the run directory, the images, the arms."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -155,10 +155,11 @@ def header_of(
         labellers: weights of the networks whose mean the labels are, if not that teacher's alone.
     """
     cfg = context.cfg
-    teacher = teacher_record(context.run.path / "probe" / "teacher.safetensors")
+    path = context.run.path / "probe" / "teacher.safetensors"
+    teacher = teacher_record(path, load_weights(path)[1])
     teacher["bn"] = cfg.relabel.teacher_bn
     if labellers:
-        teacher["labellers"] = [teacher_record(path) for path in labellers]
+        teacher["labellers"] = [teacher_record(path, load_weights(path)[1]) for path in labellers]
     return Header(
         kind="dense",
         target_kind=target_kind,
@@ -179,8 +180,10 @@ def header_of(
     )
 
 
-def teacher_record(weights: Path) -> dict[str, Any]:
-    """What a distilled file says of a network that had to do with it; None is not known."""
-    _, about = load_weights(weights)
+def teacher_record(weights: Path, about: Mapping[str, Any]) -> dict[str, Any]:
+    """What a distilled file says of a network that had to do with it; None is not known.
+
+    `about` is what the file of its weights says.
+    """
     names = ("arch", "stem", "objective", "epoch", "val_top1")
     return {name: about.get(name) for name in names} | {"weights": sha256_of(weights)}

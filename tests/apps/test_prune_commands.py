@@ -21,10 +21,18 @@ Run = Callable[..., Outcome]
 ROWS = [("slimming", "0"), ("slimming", "0.5"), ("random", "0.5"), ("scratch", "0.5")]
 
 
-def trained(path: Path, arch: str = "resnet8", classes: int = 3, size: int = 8) -> Path:
+def trained(
+    path: Path,
+    arch: str = "resnet8",
+    classes: int = 3,
+    size: int = 8,
+    names: tuple[str, ...] | None = None,
+) -> Path:
     """Write the weights of a network as a teacher of a run has them."""
     torch.manual_seed(5)
     about = {"arch": arch, "stem_spec": None, "num_classes": classes, "image_size": size}
+    if names:
+        about["classes"] = names
     save_weights(path, create_model(arch, classes, size).state_dict(), about)
     return path
 
@@ -103,6 +111,8 @@ def test_a_checkpoint_that_does_not_fit_is_refused(apps: Run, small_file: Path, 
         trained(tmp_path / "classes.safetensors", classes=7),
         "tells 7 classes apart, and the distilled file 3",
     )
+    turned = trained(tmp_path / "turned.safetensors", names=CLASSES[::-1])
+    given(turned, "other names, or another order", "the same classes")
     given(trained(tmp_path / "size.safetensors", size=16), "images of 16 px", "have 8 px")
     text = tmp_path / "text.pt"
     text.write_text("no weights")

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from tests import tiny_run
 from tests.cli.conftest import refused
@@ -19,6 +20,7 @@ from tests.conftest import Command, FinishedRun, child_environment
 STOPPED = (
     "stopped: what is finished is kept, and the same command goes on from there (without --redo)"
 )
+ANEW = "stopped: the command begins anew next time; files it writes are whole or not there"
 
 
 def test_a_reader_that_goes_away_is_no_error():
@@ -90,11 +92,38 @@ def test_interrupted_terminated_and_refused_to_others_the_same_command_finishes(
     assert json.loads((out / "squeeze" / "done.json").read_text())["outputs"]
 
 
+def test_an_interrupted_import_says_that_it_begins_anew_and_leaves_no_file(
+    finished_run: FinishedRun, tmp_path: Path
+):
+    for number in range(10):
+        (tmp_path / "new" / str(number)).mkdir(parents=True)
+        Image.new("RGB", (8, 8), (number, 0, 0)).save(tmp_path / "new" / str(number) / "0.png")
+    teacher = finished_run.path / "probe" / "teacher.safetensors"
+    command = ["import", tmp_path / "new", "--out", tmp_path / "new.h5", "--teacher", teacher]
+    with running([*command, "--size", "16", "--set", "relabel.views=100000"]) as process:
+        assert process.stdout is not None
+        while "soft labels" not in process.stdout.readline():
+            assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130 and stderr.endswith(ANEW + "\n")
+    assert [path.name for path in tmp_path.iterdir()] == ["new"]
+
+
 def started(arguments: Sequence[str], out: Path) -> subprocess.Popen[str]:
     """Start the command; return once squeeze runs."""
     for marker in out.glob("squeeze/settings.json"):
         marker.unlink()
-    process = subprocess.Popen(
+    process = running(arguments)
+    deadline = time.monotonic() + 120
+    while not (out / "squeeze" / "settings.json").exists():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    return process
+
+
+def running(arguments: Sequence[str | Path]) -> subprocess.Popen[str]:
+    return subprocess.Popen(
         [sys.executable, "-m", "scdd", *arguments],
         env=child_environment(),
         stdin=subprocess.DEVNULL,
@@ -104,8 +133,3 @@ def started(arguments: Sequence[str], out: Path) -> subprocess.Popen[str]:
         # A shell that starts tests in the background makes its children deaf to Ctrl-C.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
-    deadline = time.monotonic() + 120
-    while not (out / "squeeze" / "settings.json").exists():
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.01)
-    return process

@@ -4,9 +4,15 @@ from typing import Any
 
 
 def supervised(
-    epochs: int, batch: int, lr: float, weight_decay: float, least_crop: float, **more: float
+    labellers: tuple[str, ...],
+    epochs: int,
+    batch: int,
+    lr: float,
+    weight_decay: float,
+    least_crop: float,
+    **more: float,
 ) -> dict[str, Any]:
-    """A ResNet-18 and a ShuffleNetV2 trained with labels, on crops and flips alone."""
+    """A ResNet-18 and other nets trained with labels, on crops and flips alone."""
     training: dict[str, Any] = {
         "objective": {"name": "supervised"},
         "epochs": epochs,
@@ -18,8 +24,12 @@ def supervised(
     }
     return {
         "squeeze": {"arch": "resnet18", **training},
-        "squeeze_labellers": [{"arch": "shufflenet_v2_x0_5", **training}],
+        "squeeze_labellers": [{"arch": arch, **training} for arch in labellers],
     }
+
+
+FADRM_LABELLERS = ("shufflenet_v2_x0_5", "mobilenet_v2")
+EDC_LABELLERS = (*FADRM_LABELLERS, "convnet_bn")
 
 
 # FADRM (arXiv:2506.24125): three merges between four times 500 iterations; labels from the
@@ -44,7 +54,7 @@ COMMON: dict[str, Any] = {
 BEST: dict[str, dict[str, Any]] = {
     # EDC (arXiv:2404.13733), as far as it can be said.
     "cifar10_best": COMMON
-    | supervised(10, 64, 0.05, 0.0, 0.75, final_lr=0.05)
+    | supervised(EDC_LABELLERS, 10, 64, 0.05, 0.0, 0.75, final_lr=0.05)
     | {
         "dataset": {"name": "cifar10", "root": "data", "image_size": 32},
         "recover": {
@@ -73,7 +83,7 @@ BEST: dict[str, dict[str, Any]] = {
         },
     },
     "cifar100_best": COMMON
-    | supervised(200, 128, 0.1, 5e-4, 0.75)
+    | supervised(FADRM_LABELLERS, 200, 128, 0.1, 5e-4, 0.75)
     | {
         "dataset": {"name": "cifar100", "root": "data", "image_size": 32},
         "recover": FADRM_RECOVER | {"start": "median", "teachers": "all", "roll": 4},
@@ -81,7 +91,7 @@ BEST: dict[str, dict[str, Any]] = {
         "posttrain": FADRM_POSTTRAIN | {"epochs": 1000},
     },
     "tiny_imagenet_best": COMMON
-    | supervised(100, 128, 0.1, 5e-4, 0.08)
+    | supervised(FADRM_LABELLERS, 100, 128, 0.1, 5e-4, 0.08)
     | {
         "dataset": {"name": "image_folder", "root": "data/tiny-imagenet-200", "image_size": 64},
         "recover": FADRM_RECOVER

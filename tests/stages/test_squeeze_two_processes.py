@@ -16,6 +16,7 @@ from scdd.datasets import ResidentSource
 from scdd.objectives import Objective
 from scdd.stages.squeeze import squeeze
 from tests.conftest import child_environment
+from tests.killed_rank import LAUNCHER
 from tests.stages.conftest import CPU, SIZE
 
 SCRIPT = Path(__file__).with_name("squeeze_process.py")
@@ -35,9 +36,8 @@ CONFIG = SqueezeConfig.model_validate(
 
 def torchrun(*args: str | Path) -> subprocess.CompletedProcess[str]:
     """Run the script in two processes that find each other by themselves."""
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     return subprocess.run(
-        [sys.executable, *launcher, str(SCRIPT), *map(str, args)],
+        [sys.executable, *LAUNCHER, str(SCRIPT), *map(str, args)],
         env=child_environment(),
         capture_output=True,
         text=True,

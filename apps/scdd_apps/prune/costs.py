@@ -36,7 +36,8 @@ def measure_costs(
     ]
     for where in dict.fromkeys((torch.device("cpu"), device)):
         placed = [model.to(where) for model in models]
-        for cost, latency in zip(costs, latencies(placed, image_size, where), strict=True):
+        image = torch.zeros(1, 3, image_size, image_size, device=where)
+        for cost, latency in zip(costs, latencies(placed, image), strict=True):
             cost["latency_ms"][where.type] = latency._asdict()
     return costs
 

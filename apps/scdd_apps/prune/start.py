@@ -27,7 +27,7 @@ def load_start(path: Path, arch: str, header: Header) -> nn.Module:
     contents = read(path)
     classes, size = len(header.class_names), header.image_size
     if contents.about is not None:
-        _check_facts(path, contents.about, arch, classes, size)
+        _check_facts(path, contents.about, arch, header)
         model = recreate({**contents.about, "num_classes": classes, "image_size": size})
         states = [contents.states[""]]
     else:
@@ -45,7 +45,8 @@ def load_start(path: Path, arch: str, header: Header) -> nn.Module:
     return model.eval()
 
 
-def _check_facts(path: Path, about: Mapping[str, Any], arch: str, classes: int, size: int) -> None:
+def _check_facts(path: Path, about: Mapping[str, Any], arch: str, header: Header) -> None:
+    classes, size = len(header.class_names), header.image_size
     if "pruning_history" in about:
         raise CheckpointError(f"{path}: was pruned before; give the network before pruning")
     if "arch" not in about:
@@ -59,6 +60,11 @@ def _check_facts(path: Path, about: Mapping[str, Any], arch: str, classes: int, 
         raise CheckpointError(
             f"{path}: tells {theirs} classes apart, and the distilled file {classes}; give a "
             "network for the same classes"
+        )
+    if "classes" in about and tuple(about["classes"]) != header.class_names:
+        raise CheckpointError(
+            f"{path}: its classes have other names, or another order, than those of the distilled "
+            "file; give a network for the same classes"
         )
     if side != size:
         raise CheckpointError(

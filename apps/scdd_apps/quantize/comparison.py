@@ -20,9 +20,10 @@ from scdd_apps.networks import WANTED, Network
 from scdd_apps.onnx_graphs import OnPixels, check_same, describe, outputs_of, session, to_onnx
 from scdd_apps.quantize.calibration import calibration_images
 from scdd_apps.quantize.int8 import METHODS, prepared, quantised
-from scdd_apps.quantize.measures import BATCH, Run, labelled_images, latencies, qualities
+from scdd_apps.quantize.measures import BATCH, Run, labelled_images, qualities
 from scdd_apps.quantize.results import Row, results_text
 from scdd_apps.report import write_results
+from scdd_apps.report_cost import latencies
 
 
 def check_fits(network: Network, inputs: Inputs) -> None:
@@ -129,14 +130,14 @@ def _measure(
         names,
         sizes,
         qualities(runs, track(labelled_images(val, instead), batches, "score")),
-        latencies(runs, instead[0]),
+        latencies(runs, instead[:1].float() / 255),
         strict=True,
     )
     return [
         {
             **dict(zip(("network", "calibration", "method"), name, strict=True)),
             "bytes": count,
-            "latency_ms": asdict(latency),
+            "latency_ms": latency._asdict(),
             **asdict(quality),
         }
         for name, count, quality, latency in measured

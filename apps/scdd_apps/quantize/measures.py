@@ -1,6 +1,5 @@
-"""What a quantised network is worth: accuracy, agreement, error of the logits, latency."""
+"""What a quantised network is worth: accuracy, agreement, error of the logits."""
 
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -13,8 +12,6 @@ Run = Callable[[Tensor], Tensor]
 """RGB values in [0, 1], float32 [B, 3, S, S], to logits [B, C]."""
 
 BATCH = 100
-WARM_UPS = 10
-ROUNDS = 200
 
 
 @dataclass(frozen=True)
@@ -27,14 +24,6 @@ class Quality:
     """Per cent of images that get the same class as from the first network."""
     logit_error: float
     """|logits - logits of the first|_2 over |logits of the first|_2, per cent."""
-
-
-@dataclass(frozen=True)
-class Latency:
-    """Milliseconds for one image."""
-
-    p50: float
-    p90: float
 
 
 def qualities(
@@ -77,19 +66,3 @@ def labelled_images(
         return
     for index in torch.arange(len(val.labels)).split(BATCH):
         yield val.read(index), val.labels[index]
-
-
-def latencies(runs: Sequence[Run], image: Tensor) -> list[Latency]:
-    """Time all networks in turn, `ROUNDS` times, on one image, uint8 [3, S, S].
-
-    Taking turns, they all meet the same disturbances.
-    """
-    pixels = image[None].float() / 255
-    milliseconds = torch.empty(WARM_UPS + ROUNDS, len(runs))
-    for taken in milliseconds:
-        for i, run in enumerate(runs):
-            started = time.perf_counter()
-            run(pixels)
-            taken[i] = 1000 * (time.perf_counter() - started)
-    quantiles = milliseconds[WARM_UPS:].quantile(torch.tensor([0.5, 0.9]), dim=0)
-    return [Latency(p50, p90) for p50, p90 in quantiles.T.tolist()]

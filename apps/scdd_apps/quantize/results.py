@@ -8,7 +8,6 @@ import torch
 from scdd.tables import counted, size, table
 from scdd_apps.files import Inputs
 from scdd_apps.networks import Network
-from scdd_apps.quantize.measures import ROUNDS
 from scdd_apps.report import NOT_SCORED
 
 Row = dict[str, Any]
@@ -38,7 +37,7 @@ def results_text(inputs: Inputs, network: Network, rows: Sequence[Row], count: i
             f"{network.arch}, {len(network.classes)} classes, {network.image_size} px; {images}. "
             "Same class as fp32 PyTorch; logit error: norm of the difference to it over its norm. "
             f"Latency: one image, CPU, {counted(torch.get_num_threads(), 'thread')}, the networks "
-            f"taking turns, {ROUNDS} rounds. int8: static QDQ, uint8 activations, int8 weights per "
+            "taking turns, after a warm-up. int8: static QDQ, uint8 activations, int8 weights per "
             "output channel.",
             f"Calibrated on {count} images a row, whole as they are stored, no views, crops or "
             "mixtures; noise: Gaussian pixels with the mean and deviation of the real ones.",
