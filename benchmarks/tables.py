@@ -16,13 +16,17 @@ from typing import Any
 from scipy.stats import t as student_t
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "apps")]
 
+from benchmarks.tables_of_apps import crossarch_table, prune_table, quantize_table  # noqa: E402
 from scdd.config.posttrain import PosttrainConfig  # noqa: E402
 from scdd.progress import duration  # noqa: E402
 from scdd.tables import mean_sd, size, table  # noqa: E402
 
-DOCUMENTS = ("README.md", "docs/teacher.md", "docs/recover.md", "docs/labels.md")
+DOCUMENTS = [
+    str(path.relative_to(ROOT))
+    for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+]
 BLOCK = re.compile(r"(<!-- table: (?P<name>[\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 EVIDENCE_PREDICTORS = {
     "variance_of_first_means": "var of means, 1st BN",
@@ -342,6 +346,9 @@ TABLES = {
     "scdd objectives 1": objectives_table,
     "scdd loader throughput 1": loader_table,
     "scdd label store 1": store_table,
+    "scdd crossarch 1": crossarch_table,
+    "scdd prune 1": prune_table,
+    "scdd quantize 1": quantize_table,
 }
 
 
