@@ -17,6 +17,7 @@ from scdd.config.condense import CondenseConfig
 from scdd.datasets.sources import ImageSource
 from scdd.errors import ConfigError, RunError
 from scdd.models import create_model
+from scdd.progress import Bar
 from scdd.seeding import generator, seeded
 
 REPORT_EVERY = 50
@@ -38,7 +39,6 @@ def condense(
     seed: int,
     device: torch.device,
     checkpoint: Checkpoint = NO_CHECKPOINT,
-    advance: Callable[[str], None] = lambda note: None,
     log: Callable[..., None] = lambda **values: None,
 ) -> Tensor:
     """Return the condensed images, uint8 [C * ipc, 3, S, S] in rank-major order.
@@ -56,7 +56,6 @@ def condense(
         seed: of the run.
         device: where to compute.
         checkpoint: the state of the loop; what is drawn depends on seed and iteration alone.
-        advance: called after each iteration with a word on where it stands.
         log: called with the loss now and then.
 
     Raises:
@@ -75,36 +74,38 @@ def condense(
     x.requires_grad_(True)
     optimizer = torch.optim.SGD([x], lr=cfg.lr, momentum=cfg.momentum)
     iteration, note = _restore(checkpoint, x, optimizer), ""
-    while iteration < cfg.iterations:
-        net = random_network(cfg.arch, image_size, seed, iteration).to(device)
-        changes = draw_dsa(cfg.dsa, classes, image_size, generator(seed, "condense.dsa", iteration))
-        real = _draw_real(members, cfg.batch, generator(seed, "condense.real", iteration))
-        optimizer.zero_grad()
-        loss = torch.zeros((), device=device)
-        for labels in parts:  # No image is in two of them, so the gradients do not mix.
-            drawn = [real[label] for label in labels.tolist()]
-            counts = [len(rows) for rows in drawn]
-            batch = source.read(torch.cat(drawn)).to(device).float() / 255
-            batch = normalise(batch, source.mean, source.std)
-            own = (labels[:, None] + classes * torch.arange(ipc)).flatten()
-            part = class_mean_loss(
-                net,
-                dsa(batch, changes.rows(labels.repeat_interleave(torch.tensor(counts)))),
-                counts,
-                dsa(x[own.to(device)], changes.rows(labels.repeat_interleave(ipc))),
-                ipc,
-            )
-            part.backward()
-            loss += part.detach()
-        optimizer.step()
-        with torch.no_grad():
-            x.clamp_(low, high)
-        iteration += 1
-        if _is_reported(iteration, cfg.iterations):
-            note = _report(cfg, iteration, loss.item(), log)
-        advance(note)
-        if checkpoint.due:
-            checkpoint.save(_state(iteration, x, optimizer))
+    with Bar("condense", cfg.iterations, iteration) as bar:
+        while iteration < cfg.iterations:
+            net = random_network(cfg.arch, image_size, seed, iteration).to(device)
+            drawn = generator(seed, "condense.dsa", iteration)
+            changes = draw_dsa(cfg.dsa, classes, image_size, drawn)
+            real = _draw_real(members, cfg.batch, generator(seed, "condense.real", iteration))
+            optimizer.zero_grad()
+            loss = torch.zeros((), device=device)
+            for labels in parts:  # No image is in two of them, so each gets its whole gradient.
+                rows = [real[label] for label in labels.tolist()]
+                counts = torch.tensor([len(own) for own in rows])
+                shown = source.read(torch.cat(rows)).to(device)
+                shown = normalise(shown.float() / 255, source.mean, source.std)
+                ours = x[(labels[:, None] + classes * torch.arange(ipc)).flatten().to(device)]
+                part = class_mean_loss(
+                    net,
+                    dsa(shown, changes.rows(labels.repeat_interleave(counts))),
+                    counts.tolist(),
+                    dsa(ours, changes.rows(labels.repeat_interleave(ipc))),
+                    ipc,
+                )
+                part.backward()
+                loss += part.detach()
+            optimizer.step()
+            with torch.no_grad():
+                x.clamp_(low, high)
+            iteration += 1
+            if _is_reported(iteration, cfg.iterations):
+                note = _report(cfg, iteration, loss.item(), log)
+            bar.advance(note=note)
+            if checkpoint.due:
+                checkpoint.save(_state(iteration, x, optimizer))
     _check_images(cfg, x.detach(), low, high)
     pixels = denormalise(x.detach(), source.mean, source.std).cpu()
     return (255 * pixels).round().clamp(0, 255).to(torch.uint8)

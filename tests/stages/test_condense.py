@@ -35,10 +35,19 @@ def condensed(
     start: Tensor | None = None,
     seed: int = 0,
     checkpoint: Checkpoint = NO_CHECKPOINT,
-    advance: Callable[[str], None] = lambda note: None,
     log: Callable[..., None] = lambda **values: None,
 ) -> Tensor:
-    return condense(cfg, source, IPC, SIZE, start, seed, CPU, checkpoint, advance, log)
+    return condense(cfg, source, IPC, SIZE, start, seed, CPU, checkpoint, log)
+
+
+class Log:
+    """Keeps what is logged."""
+
+    def __init__(self) -> None:
+        self.entries: list[dict[str, float]] = []
+
+    def __call__(self, **values: float) -> None:
+        self.entries.append(values)
 
 
 def first_images(source: ResidentSource) -> Tensor:
@@ -167,13 +176,15 @@ def test_the_order_is_rank_major_and_a_tiny_step_gives_the_start_back(make_sourc
     )
 
 
-class Interrupted:
-    """Stands for a process that is killed after some iterations."""
+class KilledAfter(Checkpoint):
+    """Stands for a process that is killed when it has saved some states."""
 
-    def __init__(self, iterations: int) -> None:
-        self.left = iterations
+    def __init__(self, path: Path, states: int) -> None:
+        super().__init__(path, 0)
+        self.left = states
 
-    def __call__(self, note: str) -> None:
+    def save(self, state: dict[str, Any]) -> None:
+        super().save(state)
         self.left -= 1
         if self.left == 0:
             raise Killed
@@ -183,34 +194,15 @@ class Interrupted:
 def test_a_killed_run_ends_with_the_same_bits(start: str, make_source: MakeSource, tmp_path: Path):
     source, cfg = make_source(40), settings(iterations=9, lr=0.5)
     begun = first_images(source) if start == "real" else None
-    whole_log: list[dict] = []
-    whole = condensed(cfg, source, begun, log=lambda **values: whole_log.append(values))
-    checkpoint, log = Checkpoint(tmp_path / "checkpoint", 0), []
-    for iterations in (3, 1, 4):
+    whole_log, log = Log(), Log()
+    whole = condensed(cfg, source, begun, log=whole_log)
+    path = tmp_path / "checkpoint"
+    for states in (3, 1, 4):
         with pytest.raises(Killed):
-            condensed(
-                cfg,
-                source,
-                begun,
-                checkpoint=checkpoint,
-                advance=Interrupted(iterations),
-                log=lambda **values: log.append(values),
-            )
-    left = []
-    resumed = condensed(
-        cfg,
-        source,
-        begun,
-        checkpoint=checkpoint,
-        advance=left.append,
-        log=lambda **values: log.append(values),
-    )
+            condensed(cfg, source, begun, checkpoint=KilledAfter(path, states), log=log)
+    resumed = condensed(cfg, source, begun, checkpoint=Checkpoint(path, 0), log=log)
     assert torch.equal(resumed, whole)
-    # The iteration of a kill is made again: its state was not yet saved.
-    assert len(left) == 9 - (2 + 0 + 3)
-    assert {entry["iteration"]: entry["loss"] for entry in log} == {
-        entry["iteration"]: entry["loss"] for entry in whole_log
-    }
+    assert log.entries == whole_log.entries, "no iteration is made twice"
 
 
 def test_the_seed_decides(make_source: MakeSource):
@@ -281,13 +273,11 @@ def test_means_come_closer_in_networks_that_were_never_seen(start: str, make_sou
     assert distance(after) < 0.75 * distance(before)
 
 
-def test_the_loss_is_logged_now_and_then_and_said(make_source: MakeSource):
-    logged, notes = [], []
-    cfg = settings(iterations=53, batch=1, lr=0.1)
-    condensed(cfg, make_source(8), advance=notes.append, log=lambda **v: logged.append(v))
-    assert [entry["iteration"] for entry in logged] == [1, 2, 5, 10, 20, 50, 53]
-    assert all(math.isfinite(entry["loss"]) and entry["loss"] > 0 for entry in logged)
-    assert len(notes) == 53 and notes[50] == f"loss {logged[-2]['loss']:.4g}"
+def test_the_loss_is_logged_now_and_then(make_source: MakeSource):
+    log = Log()
+    condensed(settings(iterations=53, batch=1, lr=0.1), make_source(8), log=log)
+    assert [entry["iteration"] for entry in log.entries] == [1, 2, 5, 10, 20, 50, 53]
+    assert all(math.isfinite(entry["loss"]) and entry["loss"] > 0 for entry in log.entries)
 
 
 def test_a_rate_that_is_too_high_is_one_sentence(make_source: MakeSource):
