@@ -17,7 +17,7 @@ from scdd.files import scratch
 from scdd.probing import features
 from scdd.progress import Bar
 from scdd.seeding import generator
-from scdd.steps.context import Context, header_of
+from scdd.steps.context import Context, check_later_steps, header_of
 from scdd.steps.shards import remove_shards
 
 READ_IMAGES = 500
@@ -32,6 +32,7 @@ def run_select(context: Context, step: str) -> tuple[str, ...]:
 
     Ranks share the pools that are chosen from; what is finished of them outlives any of the ranks.
     """
+    check_later_steps(context.cfg, context.dataset)
     cfg, train = context.cfg, context.dataset.train
     folder, classes = context.run.folder(step), len(context.dataset.classes)
     target, shards = folder / "images.h5", folder / "shards"
