@@ -31,9 +31,10 @@ class BasesConfig(Section):
     """Sizes, start and orthogonality of the bases (Boost)."""
 
     images: PositiveInt | None = None
-    """Basis images U; not given: 2 N, at most 400, and no more than there are pixels or images."""
+    """Basis images U; not given: 2 N, at most 400, and no more than there are pixels or images. If
+    bases and networks took more than 3/4 of the budget, fewer of both kinds."""
     targets: PositiveInt | None = None
-    """Basis targets V; not given: 2 N, at most 256, and no more than a target is long."""
+    """Basis targets V; not given: 2 N, at most 256, and no more than a target is long; or fewer."""
     size: PositiveInt | None = None
     """Side of a basis image in pixels; not given: half of the image, at most 16."""
     start: Literal["pca", "random_orthonormal", "random_gaussian", "real_samples"] = "pca"
@@ -157,8 +158,7 @@ class LinearProbeConfig(Section):
 
 
 class PretrainConfig(Section):
-    """Regression of any network to the targets of a set of pairs, and what its features are worth.
-    """
+    """Regression of any network to the targets of pairs, and what its features are worth."""
 
     arch: str = "convnet_krr"
     epochs: PositiveInt = 1000
