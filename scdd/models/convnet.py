@@ -5,7 +5,7 @@ Three blocks on images of 32 px and fewer, and one more for every doubling, so t
 has 4x4 to 7x7 pixels. Three nets are in use: 128 channels with instance norm, on which the field
 reports; the same with BatchNorm, whose statistics can be matched (arXiv:2404.13733); and with
 BatchNorm and channels that double up to 512, the net of kernel regression (arXiv:2206.00719) and
-of self-supervised distillation (KRR-ST, arXiv:2310.06511).
+of self-supervised distillation (KRR-ST, arXiv:2310.06511), of which there are narrow ones too.
 """
 
 from collections.abc import Callable
@@ -17,8 +17,8 @@ from scdd.models.stems import MIN_LAST_MAP
 
 LEAST_BLOCKS, FLATTENED = 3, 4
 """Blocks of the net for 32 px, and the side of its last map in pixels."""
-WIDTH, LAST_WIDTH = 128, 512
-"""Channels of every block, and of the last one where they double."""
+WIDTH = 128
+"""Channels of every block, where they do not double."""
 
 Norm = Callable[[int], nn.Module]
 
@@ -49,17 +49,17 @@ def instance_norm(channels: int) -> nn.Module:
 
 
 def convnet(
-    norm: Norm, doubling: bool, num_classes: int, image_size: int
+    norm: Norm, last_width: int | None, num_classes: int, image_size: int
 ) -> tuple[nn.Module, tuple[str, ...]]:
     """Build the net and say how it differs from that for 32 px.
 
-    With `doubling` the last block has 512 channels and each before it half as many.
+    With `last_width` the last block has so many channels and each before it half as many.
     """
     blocks = max(LEAST_BLOCKS, (image_size // FLATTENED).bit_length() - 1)
     pools = min(blocks, (image_size // MIN_LAST_MAP).bit_length() - 1)
     changes = [f"{blocks} blocks"] if blocks > LEAST_BLOCKS else []
     changes += [f"pool {number} dropped" for number in range(pools + 1, blocks + 1)]
     widths = (WIDTH,) * blocks
-    if doubling:
-        widths = tuple(LAST_WIDTH >> n for n in reversed(range(blocks)))
+    if last_width is not None:
+        widths = tuple(last_width >> n for n in reversed(range(blocks)))
     return ConvNet(widths, pools, norm, num_classes, image_size), tuple(changes)

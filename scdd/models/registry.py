@@ -276,9 +276,14 @@ ARCHITECTURES: dict[str, Architecture] = {
     ),
     "mobilenet": Architecture(_mobilenet, "fc", "mobile", _KRR_MOBILENET),
     "alexnet": Architecture(alexnet, "classifier", "kept", _ALEXNET),
-    "convnet": Architecture(partial(convnet, instance_norm, False), "classifier"),
-    "convnet_bn": Architecture(partial(convnet, nn.BatchNorm2d, False), "classifier"),
-    "convnet_krr": Architecture(partial(convnet, nn.BatchNorm2d, True), "classifier"),
+    "convnet": Architecture(partial(convnet, instance_norm, None), "classifier"),
+    "convnet_bn": Architecture(partial(convnet, nn.BatchNorm2d, None), "classifier"),
+    **{
+        f"convnet_krr{'' if width == 512 else f'_w{width}'}": Architecture(
+            partial(convnet, nn.BatchNorm2d, width), "classifier"
+        )
+        for width in (512, 128, 32)
+    },
     "shufflenet_v2_x0_5": Architecture(
         partial(_torchvision, "shufflenet_v2_x0_5"), "fc", "mobile", _SHUFFLENET
     ),

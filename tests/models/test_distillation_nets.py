@@ -45,6 +45,8 @@ def test_the_convnet_of_32_px_has_the_320010_parameters_of_the_literature():
         ("convnet_bn", 64, (128, 128, 128, 128), 4),
         ("convnet_krr", 32, (128, 256, 512), 4),
         ("convnet_krr", 64, (64, 128, 256, 512), 4),
+        ("convnet_krr_w32", 16, (8, 16, 32), 2),
+        ("convnet_krr_w128", 32, (32, 64, 128), 4),
         ("convnet_krr", 224, (32, 64, 128, 256, 512), 7),
     ],
 )
