@@ -21,14 +21,18 @@ from scdd.files import replacing, sha256_of, write_json
 from scdd.models import create_model
 from scdd.progress import duration, say
 from scdd.report import print_report, run_report
+from scdd.report_pairs import run_report_pairs
 from scdd.run import PeakMemory, RunDirectory, environment, file_digests
 from scdd.stages.condense import check_embedding
 from scdd.steps import (
     Context,
     check_later_steps,
     run_baseline,
+    run_baseline_pairs,
     run_condense,
+    run_condense_pairs,
     run_posttrain,
+    run_pretrain,
     run_probe,
     run_probe_labellers,
     run_recover,
@@ -141,6 +145,37 @@ FORGETTING = _method(_selecting("squeeze", "squeeze_scorer"), BASELINE, before=(
 
 DM = _method(Step("condense", run_condense, ("condense", "ipc")), BASELINE)
 
+PAIRS = (
+    NETWORKS[0],
+    Step(
+        "condense_pairs", run_condense_pairs, ("condense_pairs",), ("squeeze",), ("distilled.h5",)
+    ),
+    Step(
+        "baseline_pairs",
+        run_baseline_pairs,
+        ("condense_pairs",),
+        ("squeeze",),
+        ("random_real.h5",),
+    ),
+    Step(
+        "pretrain",
+        run_pretrain,
+        ("pretrain",),
+        ("condense_pairs", "baseline_pairs"),
+        ("results.json",),
+        sharded=True,
+    ),
+    Step(
+        "report",
+        run_report_pairs,
+        (),
+        ("condense_pairs", "pretrain"),
+        ("report.md", "gallery.png"),
+        reads_images=False,
+    ),
+)
+"""Of the second family: no image has a class."""
+
 METHODS = {
     "scdd": SCDD,
     "sre2l": SCDD,
@@ -149,6 +184,8 @@ METHODS = {
     "k_center": FEATURES,
     "forgetting": FORGETTING,
     "dm": DM,
+    "krr_st": PAIRS,
+    "boost": PAIRS,
 }
 
 TORN = ".*.tmp"
@@ -353,6 +390,11 @@ def _remove(paths: Iterable[Path]) -> None:
 def _check_networks(cfg: RunConfig) -> None:
     """Refuse at once a network that a later step would refuse hours later."""
     size = cfg.dataset.image_size
+    if cfg.condense_pairs is not None and cfg.pretrain is not None:
+        _network("squeeze", cfg.squeeze.arch, size, cfg.squeeze.stem)
+        _network("condense_pairs.pool", cfg.condense_pairs.pool.arch, size, None)
+        _network("pretrain", cfg.pretrain.arch, size, None)
+        return
     _network("posttrain", cfg.posttrain.arch, size, None)
     layers = {
         name: count_batchnorm(_plain(name, network.arch, size, network.stem))

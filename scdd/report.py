@@ -22,7 +22,7 @@ from scdd.tables import counted, mean_sd, size, table
 def run_report(context: Context, step: str) -> tuple[str, ...]:
     """Scores, files and times -> report.md, gallery.png and the losses of every recovery."""
     run, folder = context.run, context.run.folder(step)
-    results = read_scores(run.path / "posttrain" / "results.json")
+    results = read_scores(run.path / "posttrain" / "results.json", "posttrain")
     _, teacher = load_weights(run.path / "probe" / "teacher.safetensors")
     table_text = accuracy_table(context, results)
     protocol = protocol_line(context.cfg.posttrain, context.cfg.recipe, results)
@@ -56,7 +56,7 @@ def run_report(context: Context, step: str) -> tuple[str, ...]:
         "",
         time_table(context),
         "",
-        _environment_line(context),
+        environment_line(context),
         "",
     ]
     with replacing(folder / "report.md") as temporary:
@@ -97,8 +97,8 @@ def _recovery(losses: list[str]) -> list[str]:
     ]
 
 
-def read_scores(path: Path) -> dict[str, Any]:
-    """Read results.json.
+def read_scores(path: Path, step: str) -> dict[str, Any]:
+    """Read the results.json that a step has made.
 
     Raises:
         UserError: if it is damaged.
@@ -107,7 +107,7 @@ def read_scores(path: Path) -> dict[str, Any]:
         results = json.loads(path.read_text(encoding="utf-8"))
         assert results["rows"] and results["val_images"]
     except (OSError, ValueError, KeyError, TypeError, AssertionError) as error:
-        raise UserError(f"{path}: is damaged; make it again with --redo posttrain") from error
+        raise UserError(f"{path}: is damaged; make it again with --redo {step}") from error
     return dict(results)
 
 
@@ -214,7 +214,8 @@ def _origin(cfg: RunConfig) -> list[str]:
     ]
 
 
-def _environment_line(context: Context) -> str:
+def environment_line(context: Context) -> str:
+    """What the times were measured on."""
     path = context.run.path / "environment.json"
     environment = json.loads(path.read_text(encoding="utf-8"))
     name = (

@@ -161,6 +161,8 @@ class PretrainConfig(Section):
     """Regression of any network to the targets of pairs, and what its features are worth."""
 
     arch: str = "convnet_krr"
+    seeds: PositiveInt = 1
+    """Networks that are trained on each set; scores are their mean."""
     epochs: PositiveInt = 1000
     batch: Annotated[int, Field(ge=2)] = 256
     lr: PositiveFloat = 0.1

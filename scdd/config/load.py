@@ -22,7 +22,7 @@ DEFAULT_PRESET = "digits"
 BESIDE_THE_RECIPE = {
     *("summary", "seed", "threads", "checkpoint_minutes"),
     *("dataset.name", "dataset.root", "dataset.download", "dataset.workers"),
-    *("posttrain.labels", "posttrain.seeds", "posttrain.evaluate_every"),
+    *("posttrain.labels", "posttrain.seeds", "posttrain.evaluate_every", "pretrain.seeds"),
 }
 """Keys that change where, how often and how repeatably a recipe is run, but not the recipe."""
 
@@ -192,7 +192,7 @@ def _recipe(cfg: RunConfig) -> dict[str, Any]:
     values = cfg.model_dump(exclude={"recipe"})
     for key in BESIDE_THE_RECIPE:
         section, _, name = key.rpartition(".")
-        del (values[section] if section else values)[name]
+        (values.get(section, {}) if section else values).pop(name, None)
     return values
 
 

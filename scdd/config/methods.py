@@ -5,20 +5,28 @@ from typing import Any, Literal, get_args
 
 from scdd.config.condense import DsaOperation
 
-Method = Literal["scdd", "sre2l", "random", "herding", "forgetting", "k_center", "dm"]
+Method = Literal[
+    "scdd", "sre2l", "random", "herding", "forgetting", "k_center", "dm", "krr_st", "boost"
+]
 
+OF_CLASSES = ("ipc", "squeeze_labellers", "probe", "relabel", "posttrain")
+"""Keys of the methods whose images have classes and soft labels."""
 OWN_SECTIONS: dict[str, tuple[str, ...]] = {
-    "scdd": ("recover", "recover_real"),
-    "sre2l": ("recover", "recover_real"),
-    "random": ("select",),
-    "herding": ("select",),
-    "forgetting": ("select", "squeeze_scorer"),
-    "k_center": ("select",),
-    "dm": ("condense",),
+    "scdd": ("recover", "recover_real", *OF_CLASSES),
+    "sre2l": ("recover", "recover_real", *OF_CLASSES),
+    "random": ("select", *OF_CLASSES),
+    "herding": ("select", *OF_CLASSES),
+    "forgetting": ("select", "squeeze_scorer", *OF_CLASSES),
+    "k_center": ("select", *OF_CLASSES),
+    "dm": ("condense", *OF_CLASSES),
+    "krr_st": ("condense_pairs", "pretrain"),
+    "boost": ("condense_pairs", "pretrain"),
 }
 """Sections that not every method has; the first is that of the step which makes the images."""
-MAY_BE_LEFT_OUT = ("recover_real", "squeeze_scorer")
-"""Those that a method has only where they are given; the others have defaults."""
+MAY_BE_LEFT_OUT = ("recover_real", "squeeze_scorer", *OF_CLASSES)
+"""Those that a method has only where they are given, or that have defaults whatever the method."""
+RAW = {"parameterisation": "raw", "rotations": False, "approximation": False}
+"""How condense_pairs is set where nothing of Boost is wanted."""
 
 assert OWN_SECTIONS.keys() == set(get_args(Method))
 
@@ -47,7 +55,10 @@ def with_own_sections(settings: Mapping[str, Any]) -> dict[str, Any]:
     for name in needed:
         if settings.get(name, {}) is None:
             raise ValueError(f"{name}: wants a section of settings, found None")
-    return {name: {} for name in needed} | dict(settings)
+    whole: dict[str, Any] = {name: {} for name in needed} | dict(settings)
+    if method == "krr_st" and isinstance(whole["condense_pairs"], dict):
+        whole["condense_pairs"] = RAW | whole["condense_pairs"]
+    return whole
 
 
 def change_method(settings: dict[str, Any], method: str) -> list[str]:

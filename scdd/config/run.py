@@ -12,6 +12,7 @@ from pydantic import (
 )
 
 from scdd.config.condense import CondenseConfig
+from scdd.config.condense_pairs import CondensePairsConfig, PretrainConfig
 from scdd.config.dataset import DatasetConfig
 from scdd.config.methods import (
     OWN_SECTIONS,
@@ -61,6 +62,10 @@ class RunConfig(Section):
     """Of the methods that choose real images."""
     condense: CondenseConfig | None = None
     """Of dm."""
+    condense_pairs: CondensePairsConfig | None = None
+    """Of krr_st and boost."""
+    pretrain: PretrainConfig | None = None
+    """Of krr_st and boost."""
     squeeze_scorer: SqueezeConfig | None = None
     """Of forgetting alone: the training with labels that counts what is forgotten. Not given:
     squeeze itself where it learns from labels, else its settings with the supervised objective."""
@@ -161,6 +166,16 @@ class RunConfig(Section):
             raise ValueError(
                 "squeeze_scorer: is the training with labels that counts what is forgotten; set "
                 "its objective to {name: supervised}, with views [{count: 1}] and no checkpoint"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _raw_pairs_are_those_of_krr_st(self) -> Self:
+        section = self.condense_pairs
+        if self.method == "krr_st" and section is not None and section.parameterisation != "raw":
+            raise ValueError(
+                "method is krr_st, which learns pixels as they are, but "
+                "condense_pairs.parameterisation is bases; choose method boost"
             )
         return self
 

@@ -35,6 +35,7 @@ def pretrain(
     device: torch.device,
     checkpoint: Checkpoint = NO_CHECKPOINT,
     advance: Callable[[str], None] = lambda note: None,
+    classes: int = 0,
 ) -> nn.Sequential:
     """Train a new network by mean squared error on pairs, without augmentation; return it.
 
@@ -43,17 +44,20 @@ def pretrain(
     Args:
         cfg: the settings.
         images: [n, 3, S, S], all views, normalised.
-        targets: [n, d].
+        targets: [n, d]; or classes int64 [n], which are learnt by cross-entropy: the comparison
+            that takes labels in place of representations.
         seed: decides the weights, the order of the images and dropout.
         device: where to compute.
         checkpoint: the state of the training.
         advance: called after each epoch with a word on where it stands.
+        classes: how many there are, where the targets are classes.
 
     Raises:
         RunError: if the loss stops being finite.
     """
     images, targets = images.to(device), targets.to(device)
-    net = new_network(cfg.arch, images.shape[-1], targets.shape[1], seed).to(device).train()
+    outputs = classes or targets.shape[1]
+    net = new_network(cfg.arch, images.shape[-1], outputs, seed).to(device).train()
     optimizer = torch.optim.SGD(
         net.parameters(), lr=cfg.lr, momentum=cfg.momentum, weight_decay=cfg.weight_decay
     )
@@ -92,10 +96,11 @@ def _epoch(
     batches = list(order.to(images.device).split(cfg.batch))
     if len(batches) > 1 and len(batches[-1]) == 1:  # BatchNorm has no statistics of one image.
         batches[-2:] = [torch.cat(batches[-2:])]
+    loss_of = F.mse_loss if targets.is_floating_point() else F.cross_entropy
     loss = torch.zeros(())
     with seeded(seed, "pretrain.dropout", epoch):
         for rows in batches:
-            loss = F.mse_loss(net(images[rows]), targets[rows])
+            loss = loss_of(net(images[rows]), targets[rows])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

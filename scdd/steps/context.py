@@ -108,12 +108,14 @@ class Context:
 
 
 def check_later_steps(cfg: RunConfig, dataset: Dataset) -> None:
-    """Refuse what `baseline`, `relabel` and `posttrain` would refuse hours later.
+    """Refuse what `baseline`, `relabel` and `posttrain`, where there are, would refuse hours later.
 
     Raises:
         UserError: if a class has too few images, a codec does not fit the number of classes, or a
             batch cannot hold a group.
     """
+    if cfg.condense_pairs is not None:
+        return
     codec_of(cfg.relabel, len(dataset.classes))
     count = len(random_real(dataset.train, cfg.ipc, cfg.seed))
     largest = min(cfg.relabel.group, count) if cfg.relabel.teacher_bn == "batch" else 0

@@ -1,0 +1,142 @@
+"""Steps condense_pairs and baseline_pairs: a backbone to images with representations as targets."""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from scdd.bilevel.pairs import RawPairs, real_pairs, start_rows
+from scdd.bilevel.sizes import plan_sizes
+from scdd.checkpoint import load_weights
+from scdd.config.run import RunConfig
+from scdd.datasets import ImageSource
+from scdd.datasets.pixel_statistics import with_statistics
+from scdd.distilled import Header
+from scdd.distilled.bill import Sizes, budget_floats, storage_floats
+from scdd.distilled.factored import FactoredSet
+from scdd.distilled.pair_writer import write_pairs
+from scdd.distilled.pairs import DenseSet
+from scdd.models import create_model
+from scdd.progress import say
+from scdd.run import versions
+from scdd.stages.condense_pairs import condense_pairs
+from scdd.steps.context import Context, teacher_record
+
+FILE, BASELINE_FILE = "distilled.h5", "random_real.h5"
+
+
+def run_condense_pairs(context: Context, step: str) -> tuple[str, ...]:
+    """backbone + real images -> distilled.h5: pairs that a network learns the backbone from.
+
+    Rank 0 does it alone: every outer step needs the one before.
+    """
+    cfg, folder = context.cfg.condense_pairs, context.run.folder(step)
+    assert cfg is not None
+    if (folder / FILE).exists():
+        return (FILE,)
+    backbone, train = backbone_and_images(context)
+    size = context.dataset.image_size
+    sizes = plan_sizes(cfg, len(train), size, int(backbone.feature_dim))  # type: ignore[arg-type]
+    say(f"  {bill_line(sizes, cfg.budget_n)}")
+    made = condense_pairs(
+        cfg,
+        backbone,
+        train,
+        size,
+        context.cfg.seed,
+        context.device,
+        context.checkpoint(step),
+        partial(context.run.log, step),
+    )
+    if made.explained:
+        shares = ", ".join(f"{share:.2f}" for share in made.explained)
+        say(f"  the networks explain of what turning does to targets (R^2): {shares}")
+        context.run.log(step, explained=made.explained)
+    pairs = made.pairs
+    parts = _dense(pairs) if isinstance(pairs, RawPairs) else pairs
+    write_pairs(folder / FILE, _header(context, parts, context.cfg.method), parts)
+    return (FILE,)
+
+
+def run_baseline_pairs(context: Context, step: str) -> tuple[str, ...]:
+    """backbone + real images -> random_real.h5: N random real images with their representations."""
+    cfg, folder = context.cfg.condense_pairs, context.run.folder(step)
+    assert cfg is not None
+    backbone, train = backbone_and_images(context)
+    rows = baseline_rows(context.cfg, train)
+    parts = _dense(real_pairs(backbone, train, rows, context.device))
+    write_pairs(folder / BASELINE_FILE, _header(context, parts, "random"), parts)
+    return (BASELINE_FILE,)
+
+
+def baseline_rows(cfg: RunConfig, train: ImageSource) -> Tensor:
+    """Rows int64 [N] of the images of the baseline."""
+    assert cfg.condense_pairs is not None
+    return start_rows(train, cfg.condense_pairs.budget_n, cfg.seed)
+
+
+def backbone_and_images(context: Context) -> tuple[nn.Module, ImageSource]:
+    """The frozen backbone of squeeze, and the training images with the statistics it knows."""
+    backbone, about = context.network("squeeze", "backbone.safetensors")
+    train = with_statistics(context.dataset.train, about["mean"], about["std"])
+    return backbone.eval().requires_grad_(False), train
+
+
+def check_pairs(cfg: RunConfig, images: int) -> None:
+    """Refuse what `condense_pairs` would refuse hours later.
+
+    Raises:
+        ConfigError: if the sizes of the pairs do not fit the images or the budget.
+    """
+    assert cfg.condense_pairs is not None
+    size = cfg.dataset.image_size
+    backbone = create_model(cfg.squeeze.arch, 0, size, cfg.squeeze.stem)
+    plan_sizes(cfg.condense_pairs, images, size, int(backbone.feature_dim))  # type: ignore[arg-type]
+
+
+def bill_line(sizes: Sizes, budget_n: int) -> str:
+    """What is stored, and of what budget, in one line."""
+    taken = storage_floats(sizes)
+    budget = budget_floats(budget_n, sizes.image_size, sizes.target_dim)
+    bases = (
+        f", {sizes.image_bases} image and {sizes.target_bases} target bases"
+        if sizes.image_bases
+        else ""
+    )
+    return (
+        f"{sizes.pairs} pairs{bases}: {taken} numbers of {budget}, those of {budget_n} real images "
+        f"with targets ({100 * taken / budget:.0f} %)"
+    )
+
+
+def _dense(pairs: RawPairs) -> DenseSet:
+    return DenseSet((0,), pairs.pixels.detach(), pairs.vectors.detach()[None])
+
+
+def _header(context: Context, parts: DenseSet | FactoredSet, method: str) -> Header:
+    cfg = context.cfg
+    assert cfg.condense_pairs is not None
+    path: Path = context.run.path / "squeeze" / "backbone.safetensors"
+    about: dict[str, Any] = load_weights(path)[1]
+    return Header(
+        kind="dense" if isinstance(parts, DenseSet) else "factored",
+        target_kind="representation",
+        target_dim=parts.target_dim,
+        method=method,
+        recipe=cfg.recipe,
+        dataset=cfg.dataset.name,
+        class_names=tuple(context.dataset.classes),
+        mean=tuple(about["mean"]),
+        std=tuple(about["std"]),
+        image_size=parts.image_size,
+        image_count=len(parts),
+        pixel_space="normalized",
+        ipc=None,
+        budget_n=cfg.condense_pairs.budget_n,
+        seed=cfg.seed,
+        config=cfg.model_dump(mode="json"),
+        versions=versions(),
+        teacher=teacher_record(path, about),
+    )
