@@ -235,7 +235,7 @@ def test_values_that_cannot_be_stored_are_refused_by_name(tmp_path: Path):
     parts, path = random_set(), tmp_path / "a.h5"
     header = header_for(parts)
     wide = random_set(dtype=torch.float64)
-    with pytest.raises(ValueError, match="image_mean is .*float64, not .*float16 or"):
+    with pytest.raises(ValueError, match=r"image_mean is .*float64, not .*float16 or"):
         write_pairs(path, header, wide)
     bad = parts.target_basis.clone()
     bad[0, 0] = float("nan")
