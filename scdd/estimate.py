@@ -14,6 +14,7 @@ from scdd.config.stem import Stem
 from scdd.datasets import Dataset, load_dataset
 from scdd.device import uses_bf16
 from scdd.distilled import codec_of, label_sizes
+from scdd.distilled.bill import storage_floats
 from scdd.foreign import Loaded
 from scdd.models import create_model, has_choice_of_stem
 from scdd.models.stems import stem_of
@@ -21,7 +22,7 @@ from scdd.pipeline import steps_of
 from scdd.progress import duration
 from scdd.stages.probe import shards_of
 from scdd.stages.squeeze import check_squeeze
-from scdd.steps import check_later_steps, load_instead
+from scdd.steps import check_later_steps, check_pairs, load_instead
 from scdd.tables import size, table
 
 PROBE_SECONDS = 1.0
@@ -85,7 +86,7 @@ def estimate(cfg: RunConfig, device: torch.device) -> str:
     return "\n".join(
         [
             f"{cfg.method} on {cfg.dataset.name}: {train} training images of "
-            f"{cfg.dataset.image_size} px, {classes} classes, ipc {cfg.ipc}",
+            f"{cfg.dataset.image_size} px, {classes} classes, {_how_many(cfg)}",
             "",
             table(["step", "images x network", "FLOPs", "disk", f"time on {device}"], rows),
             "",
@@ -94,6 +95,11 @@ def estimate(cfg: RunConfig, device: torch.device) -> str:
             "Times are rough: each network was timed for a second at the step's batch size.",
         ]
     )
+
+
+def _how_many(cfg: RunConfig) -> str:
+    pairs = cfg.condense_pairs
+    return f"ipc {cfg.ipc}" if pairs is None else f"a budget of {pairs.budget_n} images"
 
 
 def _taken(cfg: RunConfig, dataset: Dataset, other: Dataset) -> dict[str, Loaded]:
@@ -131,9 +137,12 @@ def _costs(
     device: torch.device,
 ) -> list[Cost]:
     """`taken` are the backbones of files, `squeezed` and `train` are numbers of images."""
-    student, rows = cfg.posttrain.arch, classes * cfg.ipc
     whole = cfg.dataset.image_size
     stems = {key: _stem(section, taken.get(key)) for key, section in cfg.squeezes.items()}
+    if cfg.condense_pairs is not None:
+        squeezes = _squeezes("squeeze", [cfg.squeeze], squeezed, whole, device)
+        return [*squeezes, *_pairs(cfg, stems["squeeze"], train)]
+    student, rows = cfg.posttrain.arch, classes * cfg.ipc
     picture = 3.0 * rows * cfg.dataset.image_size**2
     steps = {step.name for step in steps_of(cfg)}
     arms = len(steps & set(LABELLING))
@@ -221,6 +230,27 @@ def _condensation(cfg: RunConfig, classes: int, train: int, picture: float) -> I
         ours = section.iterations * classes * cfg.ipc
         yield Cost("condense", section.arch, None, 0, real, "forward", section.batch)
         yield Cost("condense", section.arch, None, 0, ours, "input gradient", cfg.ipc, picture)
+
+
+def _pairs(cfg: RunConfig, stem: Stem | None, train: int) -> Iterator[Cost]:
+    """Real images pass teacher and model; pairs pass the model, and train it."""
+    section, after = cfg.condense_pairs, cfg.pretrain
+    assert section is not None and after is not None
+    sizes = check_pairs(cfg, train)
+    shown, steps, pool = len(section.turns) * sizes.pairs, section.steps, section.pool
+    aged = steps + pool.models * pool.age // 2
+    disk = 4.0 * storage_floats(sizes)
+    for arch, of, images, passes in (
+        (cfg.squeeze.arch, stem, steps * section.batch, "forward"),
+        (pool.arch, None, steps * section.batch, "forward"),
+        (pool.arch, None, steps * shown, "input gradient"),
+        (pool.arch, None, aged * shown, "training"),
+    ):
+        own = disk if passes == "training" else 0.0
+        yield Cost("condense_pairs", arch, of, 0, images, passes, section.batch, own)
+    learnt = shown * (2 if section.approximation else 1) + 2 * section.budget_n
+    images = after.seeds * after.epochs * learnt
+    yield Cost("pretrain", after.arch, None, 0, images, "training", after.batch)
 
 
 def _recoveries(

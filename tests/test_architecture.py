@@ -20,7 +20,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "commands": ("cli", "__init__", "__main__"),
     "answers": ("bn_comparison", "estimate", "evaluation", "exchange", "inspection"),
     "pipeline": ("pipeline",),
-    "steps": ("report", "steps"),
+    "steps": ("report", "report_pairs", "steps"),
     "stages": ("stages",),
     "subjects": (
         "bilevel",

@@ -78,7 +78,7 @@ def scores_of(file: Path, header: Header) -> list[str]:
         return []
     if read_header(made).digest != header.digest:
         return []  # Another file under the name of the one that was scored.
-    results = read_scores(path)
+    results = read_scores(path, "posttrain")
     try:
         rows = accuracy_table(context, results)
         protocol = protocol_line(cfg.posttrain, cfg.recipe, results)

@@ -6,7 +6,7 @@ go on after a kill with the first shard that is missing.
 
 from scdd.steps.condense import run_condense
 from scdd.steps.context import Arm, Context, check_later_steps, teacher_record
-from scdd.steps.pairs import bill_line, check_pairs, run_baseline_pairs, run_condense_pairs
+from scdd.steps.pairs import check_pairs, run_baseline_pairs, run_condense_pairs
 from scdd.steps.posttrain import run_posttrain, student_seed
 from scdd.steps.pretrain import run_pretrain
 from scdd.steps.probe import run_probe, run_probe_labellers
@@ -23,7 +23,6 @@ from scdd.steps.squeeze import (
 __all__ = [
     "Arm",
     "Context",
-    "bill_line",
     "check_later_steps",
     "check_pairs",
     "load_instead",

@@ -4,7 +4,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from scdd.bilevel.pairs import RawPairs, real_pairs, start_rows
@@ -14,7 +13,7 @@ from scdd.config.run import RunConfig
 from scdd.datasets import ImageSource
 from scdd.datasets.pixel_statistics import with_statistics
 from scdd.distilled import Header
-from scdd.distilled.bill import Sizes, budget_floats, storage_floats
+from scdd.distilled.bill import Sizes, describe_bill
 from scdd.distilled.factored import FactoredSet
 from scdd.distilled.pair_writer import write_pairs
 from scdd.distilled.pairs import DenseSet
@@ -39,7 +38,7 @@ def run_condense_pairs(context: Context, step: str) -> tuple[str, ...]:
     backbone, train = backbone_and_images(context)
     size = context.dataset.image_size
     sizes = plan_sizes(cfg, len(train), size, int(backbone.feature_dim))  # type: ignore[arg-type]
-    say(f"  {bill_line(sizes, cfg.budget_n)}")
+    say(f"  {describe_bill(sizes, cfg.budget_n)}")
     made = condense_pairs(
         cfg,
         backbone,
@@ -84,31 +83,17 @@ def backbone_and_images(context: Context) -> tuple[nn.Module, ImageSource]:
     return backbone.eval().requires_grad_(False), train
 
 
-def check_pairs(cfg: RunConfig, images: int) -> None:
-    """Refuse what `condense_pairs` would refuse hours later.
+def check_pairs(cfg: RunConfig, images: int) -> Sizes:
+    """The sizes of the pairs, so that `condense_pairs` refuses none hours later.
 
     Raises:
-        ConfigError: if the sizes of the pairs do not fit the images or the budget.
+        ConfigError: if they do not fit the images or the budget.
     """
     assert cfg.condense_pairs is not None
     size = cfg.dataset.image_size
     backbone = create_model(cfg.squeeze.arch, 0, size, cfg.squeeze.stem)
-    plan_sizes(cfg.condense_pairs, images, size, int(backbone.feature_dim))  # type: ignore[arg-type]
-
-
-def bill_line(sizes: Sizes, budget_n: int) -> str:
-    """What is stored, and of what budget, in one line."""
-    taken = storage_floats(sizes)
-    budget = budget_floats(budget_n, sizes.image_size, sizes.target_dim)
-    bases = (
-        f", {sizes.image_bases} image and {sizes.target_bases} target bases"
-        if sizes.image_bases
-        else ""
-    )
-    return (
-        f"{sizes.pairs} pairs{bases}: {taken} numbers of {budget}, those of {budget_n} real images "
-        f"with targets ({100 * taken / budget:.0f} %)"
-    )
+    width = int(backbone.feature_dim)  # type: ignore[arg-type]
+    return plan_sizes(cfg.condense_pairs, images, size, width)
 
 
 def _dense(pairs: RawPairs) -> DenseSet:

@@ -27,7 +27,7 @@ Learnt = Callable[[], tuple[Tensor, Tensor]]
 
 
 def run_pretrain(context: Context, step: str) -> tuple[str, ...]:
-    """Pairs -> results.json: a linear probe on real images of networks that learnt from each arm."""
+    """Pairs -> results.json: linear probes of networks that learnt from each arm."""
     cfg, folder = context.cfg.pretrain, context.run.folder(step)
     assert cfg is not None
     arms = _arms(context)
