@@ -64,9 +64,6 @@ from scdd.distilled.records import (
 from scdd.distilled.soft_labels import CODECS, Arrays, Codec, make_codec
 from scdd.errors import FormatError
 
-NO_REPRESENTATIONS = "holds class labels, no representations"
-TURNS = f"{VIEWS}/rot90"
-
 SMALL_BYTES = 64 * 2**20
 """Datasets up to this size are hashed whenever a file is opened."""
 READ_BYTES = 4 * 2**20
@@ -134,10 +131,15 @@ class DistilledFile:
     def pairs(self) -> Pairs:
         """Return all images and their representations, in the precision that they are stored in."""
         if not self.header.represented:
-            refuse(self.path, NO_REPRESENTATIONS, "give a file of krr_st or boost")
+            refuse(
+                self.path,
+                "holds class labels, no representations",
+                "give a file of krr_st or boost",
+            )
         records = self.views
         assert records is not None
-        stored = {n: self._read(n) for n in self._datasets if n != LABELS and n != TURNS}
+        names = [n for n in self._datasets if n != LABELS and not n.startswith(VIEWS)]
+        stored = {name: self._read(name) for name in names}
         for name, values in stored.items():
             if not np.isfinite(values).all():
                 refuse(self.path, f"'{name}' is not finite")
@@ -223,8 +225,9 @@ class DistilledFile:
         for name in self._datasets:
             yield from _sentence(lambda name=name: self._check_hash(name))
         yield from _sentence(self.labels)
-        yield from _sentence(lambda: self.views)
-        if self.header.represented:
+        found = list(_sentence(lambda: self.views))
+        yield from found
+        if self.header.represented and not found:
             yield from _sentence(self.pairs)
         for view in range(self.num_views if self.codec is not None and self.codec.layout else 0):
             found = list(_sentence(lambda view=view: self.logits(view)))
@@ -276,7 +279,8 @@ class DistilledFile:
         turned = {n: axes for n, axes in OF_TURNED_VIEWS.items() if n.partition("/")[0] in root}
         if header.kind == "factored":
             layout = layout | turned
-        check_names(root, {LABELS, VIEWS, *(name.partition("/")[0] for name in layout)}, path)
+        names = dict.fromkeys(name.partition("/")[0] for name in layout)
+        check_names(root, [LABELS, VIEWS, *names], path)
         self._add(root, LABELS, "<i4", (header.count,))
         self._check_views(header.count)
         if self._groups[VIEWS] != {"ops": ["rot90"], "padding": 0}:
@@ -284,8 +288,8 @@ class DistilledFile:
         if header.kind == "factored" and self.num_views > 1 and not turned:
             refuse(path, f"'{APPROXIMATION}' is missing, which predicts targets of turned views")
         if any(name.startswith(f"{APPROXIMATION}/") for name in layout):
-            names = [name.partition("/")[2] for name in layout if "/" in name]
-            check_names(group_at(root, APPROXIMATION, path), names, path)
+            inner = [name.partition("/")[2] for name in layout if "/" in name]
+            check_names(group_at(root, APPROXIMATION, path), inner, path)
         sizes = {"m": header.count, "S": header.image_size, "d": header.target_dim}
         sizes |= {"V": self.num_views, "A": self.num_views - 1}
         for name, axes in layout.items():

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from scdd.augment import normalise
+from scdd.augment import denormalise, normalise
 from scdd.config.section import Triple
 from scdd.distilled.batches import batch_count, draw_batches
 from scdd.distilled.format import Header
@@ -99,6 +99,14 @@ class RepresentationDataset(Dataset[Pair]):
         if found.dtype == torch.uint8:
             return normalise(found.float() / 255, self.mean, self.std)
         return found
+
+    def pixels(self, view: int, rows: Tensor | None = None) -> Tensor:
+        """Return images as `images` does, to be shown: uint8 [B, 3, S, S].
+
+        Decoded images may leave 0 .. 1; such pixels become black or white in their channel.
+        """
+        shown = 255 * denormalise(self.images(view, rows), self.mean, self.std)
+        return shown.round().clamp(0, 255).byte()
 
     def targets(self, view: int, rows: Tensor | None = None) -> Tensor:
         """Return targets of a view, float32 [B, d]; `rows` int64 [B] or all m."""

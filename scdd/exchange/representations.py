@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scdd.augment import denormalise
 from scdd.distilled import FactoredSet, RepresentationDataset, materialised, write_pairs
 from scdd.distilled.bill import budget_floats, storage_floats
 from scdd.distilled.pairs import sizes_of, stored_parts
@@ -96,10 +95,8 @@ _WRITERS: dict[str, Callable[[Path, RepresentationDataset], None]] = {
 
 
 def _pixels(data: RepresentationDataset) -> Tensor:
-    """All views of all images, uint8 [V * m, 3, S, S]; what is not in 0 .. 1 becomes the nearer."""
-    views = (data.images(view) for view in range(data.num_views))
-    shown = (255 * denormalise(images, data.mean, data.std) for images in views)
-    return torch.cat([pixels.round().clamp(0, 255).byte() for pixels in shown])
+    """All views of all images, uint8 [V * m, 3, S, S]."""
+    return torch.cat([data.pixels(view) for view in range(data.num_views)])
 
 
 def _targets(data: RepresentationDataset) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -403,7 +404,8 @@ def test_values_that_make_no_set_are_refused_though_every_hash_is_right(
     forged(path, name, lambda values: values.reshape(-1).__setitem__(0, value), kind)
     with pytest.raises(FormatError, match=said):
         RepresentationDataset.open(path)
-    assert any(said.split("|")[-1] in fault for fault in verify(path))
+    (fault,) = verify(path)
+    assert re.search(said, fault)
 
 
 @pytest.mark.parametrize("kind", ["factored", "unit"])
