@@ -189,10 +189,10 @@ def _step(cfg: CondensePairsConfig, state: _State, batch: RealBatch, seed: int) 
     model = state.pool[chosen_model(cfg.pool, state.step, seed)]
     tensors = list(learnt(state.pairs).values())
     loss = _outer_loss(cfg, state, model, batch)
-    penalised = loss + _penalty(cfg, state.pairs)
-    gradients = torch.autograd.grad(penalised, tensors, allow_unused=True)
-    for tensor, gradient in zip(tensors, gradients, strict=True):
-        tensor.grad = gradient
+    state.optimizer.zero_grad()
+    # Not `autograd.grad`: what `backward` leaves lies in memory as the tensors do, which the fused
+    # optimiser relies on; and the weights of the model need no gradient.
+    (loss + _penalty(cfg, state.pairs)).backward(inputs=tensors)
     state.optimizer.step()
     state.losses += torch.stack([loss.detach(), torch.ones_like(loss)])
     state.step += 1
