@@ -75,10 +75,9 @@ def load_config(source: str | None, overrides: Sequence[str] = ()) -> RunConfig:
     path = find_config(source)
     settings = read_yaml(path)
     written = check(settings, path.name)
-    for override in overrides:
-        key, _, method = override.partition("=")
-        if key == "method" and (notes := change_method(settings, method)):
-            say(f"method {method}: {', '.join(notes)}")
+    methods = [text for key, _, text in (o.partition("=") for o in overrides) if key == "method"]
+    if methods and (notes := change_method(settings, methods[-1])):
+        say(f"method {methods[-1]}: {', '.join(notes)}")
     cfg = _changed(settings, [(override, override) for override in overrides])
     same = _recipe(cfg) == _recipe(written)
     return cfg.model_copy(update={"recipe": written.recipe if same else "custom"})

@@ -82,11 +82,6 @@ def test_forgetting_is_counted_by_squeeze_or_by_a_training_like_it():
     ("text", "sentence"),
     [
         (
-            "method: herdin",
-            "my.yaml: method: input should be 'scdd', 'sre2l', 'random', 'herding', 'forgetting' "
-            "or 'k_center', found 'herdin', did you mean 'herding'?",
-        ),
-        (
             "{method: herding, recover: {}}",
             "my.yaml: recover: method herding has no use for this section; take it out, or choose "
             "another method",
@@ -119,6 +114,17 @@ def test_forgetting_is_counted_by_squeeze_or_by_a_training_like_it():
 )
 def test_a_section_that_does_not_go_with_the_method_is_refused(text: str, sentence: str, write):
     assert refusal(write(text)).startswith(sentence)
+
+
+def test_an_unknown_method_is_named_with_the_one_that_was_meant(write):
+    said = refusal(write("method: herdin"))
+    assert said.startswith("my.yaml: method: input should be 'scdd', 'sre2l', 'random', 'herding'")
+    assert said.endswith(", found 'herdin', did you mean 'herding'?")
+
+
+def test_the_last_of_several_methods_counts(capsys: pytest.CaptureFixture[str]):
+    base, cfg = load_config("digits"), load_config("digits", ["method=herding", "method=scdd"])
+    assert cfg == base and capsys.readouterr().out == ""
 
 
 def test_a_section_of_another_method_set_by_hand_is_refused():

@@ -5,34 +5,28 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-import h5py
 import numpy as np
 import pytest
 
 from scdd.config.load import load_config
 from scdd.datasets import load_dataset
 from scdd.errors import ConfigError
+from scdd.report import real_pixels
 from scdd.stages.select import random_real
+from scdd.steps.context import ARMS
 from tests import tiny_run
-from tests.conftest import Outcome
+from tests.conftest import FinishedRun, Outcome
+from tests.test_methods import attribute, settings, with_networks
 
 Run = Callable[..., Outcome]
-COMMON = ("dataset.", "squeeze.", "ipc", "relabel.", "posttrain.")
-SETTINGS = {
-    "method": "dm",
-    **{name: value for name, value in tiny_run.SETTINGS.items() if name.startswith(COMMON)},
-    "condense.iterations": 3,
-}
-
-
-def overrides(**more: object) -> list[str]:
-    settings = SETTINGS | {name.replace("__", "."): value for name, value in more.items()}
-    return [f"{key}={value}" for key, value in settings.items()]
 
 
 def distill(out: Path, *options: str, **more: object) -> list[str]:
-    changes = [word for change in overrides(**more) for word in ("--set", change)]
-    return ["distill", "digits", "--out", str(out), *changes, *options]
+    return ["distill", "digits", "--out", str(out), *tiny_dm(**more), *options]
+
+
+def tiny_dm(**more: object) -> list[str]:
+    return settings("dm", **{"condense__iterations": 3} | more)
 
 
 def condensed(run: Path) -> dict[str, np.ndarray]:
@@ -41,44 +35,47 @@ def condensed(run: Path) -> dict[str, np.ndarray]:
 
 def starts() -> np.ndarray:
     """The real images that the rows start from: those of the baseline."""
-    cfg = load_config("digits", overrides())
+    cfg = load_config("digits", tiny_dm()[1::2])
     train = load_dataset(cfg.dataset).train
     return train.read(random_real(train, cfg.ipc, cfg.seed)).numpy()
 
 
-def test_a_run_ends_with_condensed_images_labelled_as_those_of_other_methods(
-    warm_command: Run, tmp_path: Path
+def test_a_run_ends_with_condensed_images_under_the_labels_of_the_teacher_at_hand(
+    warm_command: Run, finished_run: FinishedRun, tmp_path: Path
 ):
-    run = tmp_path / "run"
+    run = with_networks(finished_run, tmp_path / "run")
     outcome = warm_command(*distill(run))
     assert outcome.returncode == 0, outcome.stderr
-    assert (
+    assert outcome.stdout.startswith(
         "method dm: recover and recover_real left out, condense.dsa has no flip, as relabel has "
         "none\n"
-    ) in outcome.stdout
-    lines = [line for line in outcome.stdout.splitlines() if line.endswith(": running")]
-    steps = ["condense", "squeeze", "probe", "relabel", "baseline", "posttrain", "report"]
-    assert lines == [f"{step}: running" for step in steps]
+    )
+    ran = re.findall(r"^(\w+): running$", outcome.stdout, re.MULTILINE)
+    assert ran == ["condense", "relabel", "baseline", "posttrain", "report"]
+
     found, file = condensed(run), tiny_run.arrays(run / "distilled.h5")
     assert found["labels"].tolist() == [*range(10), *range(10)]
     assert np.array_equal(found["images"], file["images"])
-    changed = (found["images"] != starts()).mean()
-    assert changed > 0.1, "they begin as real images and are moved"
-    with h5py.File(run / "distilled.h5") as opened:
-        assert opened.attrs["method"] == "dm" and "teacher" in opened.attrs
-    rows = tiny_run.scores(run)
-    assert {(row["arm"], row["labels"]) for row in rows} == {
-        (arm, labels) for arm in ("distilled", "random real") for labels in ("soft", "hard")
+    moved = np.abs(found["images"].astype(int) - starts())
+    assert 0 < moved.mean() < 64, "they begin as real images"
+    assert attribute(run / "distilled.h5", "method") == "dm"
+    assert attribute(run / "condense" / "images.h5", "teacher") is None
+    assert attribute(run / "distilled.h5", "teacher") is not None
+
+    arms = {(row["arm"], row["labels"]) for row in tiny_run.scores(run)}
+    assert arms == {
+        (arm, kind) for arm in ("distilled", "random real") for kind in ("soft", "hard")
     }
+    assert re.search(r"^\| distilled +\| +start only \|", outcome.stdout, re.MULTILINE)
     report = (run / "report.md").read_text()
-    assert re.search(r"distilled +\|? *start only ", report)
-    assert "starts from random real images and is matched to all real images" in report
+    assert "`distilled` starts from random real images and is matched to all" in report
     logged = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     losses = [entry for entry in logged if entry["stage"] == "condense"]
     assert [entry["iteration"] for entry in losses] == [1, 2, 3]
 
     # Networks made anew leave the images where they are.
-    outcome = warm_command(*distill(run, "--redo", "squeeze", "--until", "squeeze", squeeze__lr=1))
+    again = ("--redo", "squeeze", "--until", "squeeze")
+    outcome = warm_command(*distill(run, *again, squeeze__epochs=1))
     assert outcome.returncode == 0, outcome.stderr
     assert "condense: done before" in outcome.stdout and "squeeze: running" in outcome.stdout
 
@@ -103,15 +100,18 @@ def test_killed_before_every_change_it_makes_the_same_images(warm_command: Run, 
     assert names == ["done.json", "images.h5", "settings.json"]
 
 
-def test_noise_is_said_to_hold_no_real_pixel_and_a_dry_run_counts_both_kinds_of_images(
-    warm_command: Run, tmp_path: Path
-):
-    outcome = warm_command(*distill(tmp_path / "run", "--dry-run", condense__start="noise"))
+def test_a_dry_run_counts_real_and_synthetic_images(warm_command: Run, tmp_path: Path):
+    outcome = warm_command(*distill(tmp_path / "run", "--dry-run"))
     assert outcome.returncode == 0, outcome.stderr
-    rows = [line.split() for line in outcome.stdout.splitlines()]
-    work = [row[1] for row in rows if row and row[0] == "condense"]
+    work = re.findall(r"^\| condense +\| +(\d+) x convnet ", outcome.stdout, re.MULTILINE)
     # 3 iterations x all 12 images of 10 classes, and x 2 images of 10 classes.
     assert work == ["360", "60"]
+
+
+@pytest.mark.parametrize(("start", "said"), [("noise", "no"), ("real", "start only")])
+def test_the_table_says_whether_real_pixels_are_in_it(start: str, said: str):
+    cfg = load_config("digits", tiny_dm(condense__start=start)[1::2])
+    assert [real_pixels(cfg, arm) for arm in ARMS if arm.step != "relabel_real"] == [said, "yes"]
 
 
 @pytest.mark.parametrize(
@@ -125,7 +125,7 @@ def test_noise_is_said_to_hold_no_real_pixel_and_a_dry_run_counts_both_kinds_of_
         ),
         ({"ipc": 13}, "class '0' has 12 training images, but ipc is 13; lower ipc or add images"),
         (
-            {"squeeze__batch": 500},
+            {"squeeze__batch": 500, "squeeze__objective__queue": 1000},
             "squeeze.batch is 500, but the training set holds only 120 images; choose a batch of "
             "at most 120",
         ),
