@@ -338,7 +338,7 @@ def _settings(cfg: RunConfig, step: Step) -> dict[str, Any]:
     images = values[step.images]
     # Digests tell images and checkpoints apart; they may lie anywhere.
     del images["root"]
-    for section in (values["squeeze"], *values["squeeze_labellers"]):
+    for section in (values["squeeze"], *values.get("squeeze_labellers", ())):
         for name in ("path", "head"):
             (section["checkpoint"] or {}).pop(name, None)
     del images["workers"]  # Changes no result.

@@ -112,7 +112,7 @@ def _header(context: Context, parts: DenseSet | FactoredSet, method: str) -> Hea
         method=method,
         recipe=cfg.recipe,
         dataset=cfg.dataset.name,
-        class_names=tuple(context.dataset.classes),
+        class_names=(),
         mean=tuple(about["mean"]),
         std=tuple(about["std"]),
         image_size=parts.image_size,
