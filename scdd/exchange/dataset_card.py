@@ -89,9 +89,11 @@ def scores_of(file: Path, header: Header) -> list[str]:
         protocol = protocol_line(cfg.posttrain, cfg.recipe, results)
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise UserError(f"{path}: is damaged; make it again with --redo posttrain") from error
+    compared = "compare them with *random real*, which is untouched training images."
+    if not cfg.has_baseline:
+        compared = "it is random untouched training images, the baseline of other methods."
     return [
-        f"This dataset is the row *{arm.name}*. All rows have the same training; compare them with "
-        "*random real*, which is untouched training images.",
+        f"This dataset is the row *{arm.name}*. All rows have the same training; {compared}",
         rows,
         code(protocol, longest=1000),
     ]

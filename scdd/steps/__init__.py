@@ -9,7 +9,13 @@ from scdd.steps.posttrain import run_posttrain, student_seed
 from scdd.steps.probe import run_probe, run_probe_labellers
 from scdd.steps.recover import run_recover
 from scdd.steps.relabel import run_baseline, run_relabel
-from scdd.steps.squeeze import load_instead, run_squeeze, run_squeeze_labellers
+from scdd.steps.select import run_select
+from scdd.steps.squeeze import (
+    load_instead,
+    run_squeeze,
+    run_squeeze_labellers,
+    run_squeeze_scorer,
+)
 
 __all__ = [
     "Arm",
@@ -22,8 +28,10 @@ __all__ = [
     "run_probe_labellers",
     "run_recover",
     "run_relabel",
+    "run_select",
     "run_squeeze",
     "run_squeeze_labellers",
+    "run_squeeze_scorer",
     "student_seed",
     "teacher_record",
 ]

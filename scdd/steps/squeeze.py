@@ -25,6 +25,8 @@ def run_squeeze(context: Context, step: str) -> tuple[str, ...]:
     for number, labeller in enumerate(context.cfg.squeeze_labellers):
         if labeller.checkpoint is None:
             check_squeeze(labeller, context.dataset.train, f"squeeze_labellers.{number}")
+    if context.cfg.scorer is not None:
+        check_squeeze(context.cfg.scorer, context.dataset.train, "squeeze_scorer")
     cfg, images = context.cfg, context.cfg.squeeze_dataset or context.cfg.dataset
     return _squeeze(context, step, cfg.squeeze, images, context.squeeze_dataset, "", cfg.seed)
 
@@ -38,6 +40,14 @@ def run_squeeze_labellers(context: Context, step: str) -> tuple[str, ...]:
         key = f"{step}.{number}"
         names += _squeeze(context, key, cfg, images, context.dataset, cfg.arch, seed)
     return names
+
+
+def run_squeeze_scorer(context: Context, step: str) -> tuple[str, ...]:
+    """images -> forgetting.safetensors, by a training with labels of which nothing else is used."""
+    cfg, scorer = context.cfg, context.cfg.scorer
+    assert scorer is not None
+    seed = generator(cfg.seed, step, 0).initial_seed()
+    return _squeeze(context, step, scorer, cfg.dataset, context.dataset, "", seed)
 
 
 def load_instead(
