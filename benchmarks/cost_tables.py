@@ -1,6 +1,7 @@
 """Tables of what stages cost: hours of a whole run, and how they grow."""
 
 from collections.abc import Mapping
+from statistics import median
 from typing import Any
 
 from scdd.progress import duration
@@ -67,6 +68,34 @@ def check_table(result: Mapping[str, Any]) -> str:
         for step, of in result["check"].items()
     ]
     return f"{table(['step', 'foretold', 'whole run', 'error'], lines)}\n"
+
+
+def scaling_table(result: Mapping[str, Any]) -> str:
+    """One row a step of every axis: seconds at the ends, and exponents."""
+    lines = [
+        [
+            row["axis"],
+            row["step"],
+            ", ".join(map(str, row["sizes"])),
+            ", ".join(f"{median(each):.2g}" for each in row["seconds"]),
+            *(
+                "n/a" if row[key] is None else f"{row[key]:.2f}"
+                for key in ("exponent", "exponent_without_fixed")
+            ),
+        ]
+        for row in result["rows"]
+    ]
+    config, environment = result["config"], result["environment"]
+    hardware = environment.get("gpu") or environment["processor"]
+    note = (
+        f"Medians of {result['n']} interleaved rounds of a tiny net, {config['classes']} classes "
+        f"of {config['images']} images of {config['size']} px but where these vary. Exponent: "
+        "slope of log seconds over log size; then without the fixed cost that the two ends tell. "
+        f"{hardware}, {environment['cpu_threads']} threads, torch "
+        f"{environment['versions']['torch']}, commit {result['commit']}."
+    )
+    headers = ["axis", "step", "sizes", "seconds", "exponent", "without fixed"]
+    return f"{table(headers, lines)}\n\n{note}\n"
 
 
 def _papers(paper: Mapping[str, Any]) -> str:
