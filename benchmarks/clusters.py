@@ -63,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if "classes" not in facts:
         raise CheckpointError(f"{options.teacher}: is no teacher; give the teacher.safetensors")
     backbone = fill(recreate(facts), weights, options.teacher)
-    backbone.set_submodule(backbone.head, nn.Identity())  # type: ignore[arg-type]
+    backbone.set_submodule(backbone.head, nn.Identity())
     classes = tuple(facts["classes"])
     shown = min(options.classes, len(classes))
     sets: dict[str, Images] = {}
@@ -207,10 +207,8 @@ def draw(
         for label, title in enumerate(classes):
             x, y = places[labels[name] == label].T
             panel.scatter(x, y, s=12, color=f"C{label % 10}", label=title[:14])
-        title = (
-            f"{name}\nRand {two_digits(row['rand'])}, silhouette {two_digits(row['silhouette'])}"
-        )
-        panel.set_title(title, fontsize=9)
+        rand, silhouette = two_digits(row["rand"]), two_digits(row["silhouette"])
+        panel.set_title(f"{name}\nRand {rand}, silhouette {silhouette}", fontsize=9)
         panel.set_xticks([])
         panel.set_yticks([])
     panels[-1].legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))

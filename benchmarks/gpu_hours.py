@@ -57,6 +57,8 @@ POINTS = ("short", "longer", "wider")
 LONGER = 4
 SHORT = {"squeeze steps": 16, "probe epochs": 1, "iterations": 25, "views": 25, "epochs": 10}
 """Counts of the short run on a CPU, for --scale 1."""
+LEAST_STEPS = 4
+"""Of an epoch of squeeze, in a short run."""
 ON_GPU = 8
 """How many times more on a GPU, which would be done with those before it is warm."""
 BATCHES_OF_GPU = 16
@@ -180,7 +182,6 @@ def short_runs(
         settings, most = short_settings(cfg, dataset, other, full, device, scale, name)
         if settings in (known for known, _ in runs.values()):
             continue
-        # Kept as it will be read: a whole number of an epoch may have become one of a float field.
         runs[name] = settings, work(check(settings, name), sizes_of(dataset, other, most))
     return runs
 
@@ -202,7 +203,8 @@ def short_settings(
 
     settings = cfg.model_dump(mode="json")
     settings["ipc"] = _fewer_images(cfg, len(dataset.classes), device)
-    most = _images_of_a_class(cfg, dataset, other, full, settings["ipc"], scale)
+    datasets = [data for data in (dataset, other) if data is not None]
+    most = _images_of_a_class(cfg, datasets, full, settings["ipc"])
     if most is not None:
         most *= 2 if wider else 1
         for key in ("dataset", "squeeze_dataset"):
@@ -240,31 +242,25 @@ def _fewer_images(cfg: RunConfig, classes: int, device: torch.device) -> int:
 
 
 def _images_of_a_class(
-    cfg: RunConfig,
-    dataset: Dataset,
-    other: Dataset | None,
-    full: Sizes,
-    ipc: int,
-    scale: float,
+    cfg: RunConfig, datasets: Sequence[Dataset], full: Sizes, ipc: int
 ) -> int | None:
     """Training images of each class of a short run; None: all, where there are few."""
-    trained = [section for section in cfg.squeezes.values() if section.checkpoint is None]
-    least = [
-        max(section.batch * SHORT["squeeze steps"] // 4, getattr(section.objective, "queue", 0))
-        for section in trained
-    ]
-    classes = len(dataset.classes) if other is None else min(map(_classes, (dataset, other)))
+    least = max(
+        (
+            max(LEAST_STEPS * section.batch, getattr(section.objective, "queue", 0))
+            for section in cfg.squeezes.values()
+            if section.checkpoint is None
+        ),
+        default=0,
+    )
+    classes = min(len(data.classes) for data in datasets)
     looked_at = [s.candidates for s in cfg.recoveries.values() if s.start == "rded"]
-    wanted = max(ipc, -(-max(least, default=0) // classes), *looked_at, 1)
-    smallest = min(int(torch.bincount(d.train.labels).min()) for d in (dataset, other) if d)
+    wanted = max(ipc, math.ceil(least / classes), *looked_at, 1)
+    smallest = min(int(torch.bincount(data.train.labels).min()) for data in datasets)
     if 2 * wanted <= smallest:
         return wanted
     # All, unless the cost of more than there are is to be told from two sizes.
-    return None if full.train == len(dataset.train) else max(1, smallest // 2)
-
-
-def _classes(data: Dataset) -> int:
-    return len(data.classes)
+    return None if full.train == len(datasets[0].train) else max(1, smallest // 2)
 
 
 def _shorten_squeezes(
@@ -405,7 +401,7 @@ def recorded_seconds(run: Path, cfg: RunConfig) -> dict[str, float]:
                 f"{ours.get(key)}; give the same --set to both"
             )
     steps = RunDirectory(run)
-    return {name: steps.done(name)["seconds"] for name in work(cfg, Sizes(1, 1, 1, 1))}  # type: ignore[index]
+    return {name: steps.done(name)["seconds"] for name in work(cfg, Sizes(1, 1, 1, 1))}
 
 
 def _costly(cfg: RunConfig) -> dict[str, Any]:

@@ -75,7 +75,7 @@ def test_features_are_those_that_the_classifier_of_the_teacher_sees(finished_run
     teacher = create_model("resnet8", 10, 16)
     teacher.load_state_dict(weights)
     seen: list[torch.Tensor] = []
-    teacher.fc.register_forward_hook(lambda module, inputs, _: seen.append(inputs[0]))  # type: ignore[union-attr]
+    teacher.fc.register_forward_hook(lambda module, inputs, _: seen.append(inputs[0]))
     mean, std = (torch.tensor(facts[name]).view(3, 1, 1) for name in ("mean", "std"))
     with torch.no_grad():
         teacher.eval()((images / 255 - mean) / std)

@@ -27,7 +27,7 @@ from tests.conftest import FinishedRun, child_environment
 
 FOLDER = Path(ablations.__file__).parent / "ablations"
 STUDIES = sorted(FOLDER.glob("*.yaml"))
-KNOWN_METHODS = RunConfig.model_fields["method"].annotation.__args__  # type: ignore[union-attr]
+KNOWN_METHODS = RunConfig.model_fields["method"].annotation.__args__
 
 TINY = {
     "title": "Tiny",
@@ -234,10 +234,10 @@ def test_an_arm_that_cannot_go_on_is_named_after_the_others(
     study, result = written(tmp_path / "study.yaml"), tmp_path / "result.json"
 
     def row(study: Study, arm: object, seed: int, cfg: RunConfig, *_: object) -> dict:
-        if arm.name == "hard":  # type: ignore[attr-defined]
+        if arm.name == "hard":
             raise RunError("recover: batch 1 diverged")
         about = {"teacher_top1": 50.0, "val_images": 9, "students": [], "seconds": {"squeeze": 3}}
-        return {"commit": "x", "arm": arm.name, "seed": seed, "scores": [10.0], **about}  # type: ignore[attr-defined]
+        return {"commit": "x", "arm": arm.name, "seed": seed, "scores": [10.0], **about}
 
     monkeypatch.setattr(ablations, "finished_row", row)
     words = [str(study), "--out", str(tmp_path / "out"), "--result", str(result)]
