@@ -12,7 +12,6 @@ named at the end, after the others. `--set` comes before the settings of the arm
 import argparse
 import json
 import os
-import shlex
 import shutil
 import sys
 from collections.abc import Sequence
@@ -26,7 +25,8 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 from ablation_table import ablation_table  # noqa: E402
 from plain_errors import in_a_sentence  # noqa: E402
-from record import commit, without_folder  # noqa: E402
+from provenance import measured_on, without_paths  # noqa: E402
+from record import commit  # noqa: E402
 from study import Arm, Study, differences, read_study, top1_of  # noqa: E402
 
 from scdd.checkpoint import load_weights  # noqa: E402
@@ -37,7 +37,7 @@ from scdd.errors import ConfigError, RunError  # noqa: E402
 from scdd.files import link_or_copy, write_json  # noqa: E402
 from scdd.pipeline import Step, _settings, distill, plan, steps_of  # noqa: E402
 from scdd.progress import say  # noqa: E402
-from scdd.run import RunDirectory, environment  # noqa: E402
+from scdd.run import RunDirectory  # noqa: E402
 
 SCHEMA = "scdd ablation 1"
 
@@ -77,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         result = {
             "schema": SCHEMA,
             "commit": ", ".join(dict.fromkeys(row["commit"] for row in rows)),
-            "environment": about(device),
+            "environment": measured_on(device),
             "n": seeds,
             "study": name,
             "config": without_paths(cfgs[study.arms[0].name, 0]),
@@ -247,24 +247,6 @@ def link_folder(made: Path, shown: Path) -> None:
             target.parent.mkdir(parents=True, exist_ok=True)
             link_or_copy(path, target)
     os.rename(aside, shown)
-
-
-def about(device: torch.device) -> dict[str, Any]:
-    """Hardware and versions, and the command without folders."""
-    found = environment(str(device), torch.get_num_threads())
-    found["command"] = shlex.join(map(without_folder, sys.argv))
-    if device.type == "cuda":
-        found["gpu"] = torch.cuda.get_device_name(device)
-    return found
-
-
-def without_paths(cfg: RunConfig) -> dict[str, Any]:
-    """The configuration, with the last part of the folders of images only."""
-    config = cfg.model_dump(mode="json")
-    for key in ("dataset", "squeeze_dataset"):
-        if config[key] is not None:
-            config[key]["root"] = without_folder(config[key]["root"] or "") or None
-    return config
 
 
 if __name__ == "__main__":

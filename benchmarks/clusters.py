@@ -15,7 +15,6 @@ the same axes. Real images of pre-training may be nearer to their clusters than 
 """
 
 import argparse
-import shlex
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
@@ -32,7 +31,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 from plain_errors import in_a_sentence  # noqa: E402
-from record import commit, without_folder  # noqa: E402
+from provenance import measured_on  # noqa: E402
+from record import commit  # noqa: E402
 from tables import clusters_table, two_digits  # noqa: E402
 
 from scdd.augment import normalise  # noqa: E402
@@ -43,7 +43,6 @@ from scdd.distilled import DistilledFile  # noqa: E402
 from scdd.errors import CheckpointError, DataError, UserError  # noqa: E402
 from scdd.files import replacing, write_json  # noqa: E402
 from scdd.models import recreate  # noqa: E402
-from scdd.run import environment  # noqa: E402
 from scdd.stages.select import random_real  # noqa: E402
 
 SCHEMA = "scdd clusters 1"
@@ -83,12 +82,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for name in sets
     ]
     draw(options.out, features, labels, rows, classes[:shown])
-    about = environment(str(device), torch.get_num_threads())
-    about["command"] = shlex.join(map(without_folder, sys.argv))
     result = {
         "schema": SCHEMA,
         "commit": commit(),
-        "environment": about,
+        "environment": measured_on(device),
         "n": 1,
         "config": {"classes": shown, "teacher": facts["arch"], "val_top1": facts.get("val_top1")},
         "rows": rows,

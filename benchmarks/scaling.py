@@ -13,7 +13,6 @@ so many times larger.
 
 import argparse
 import math
-import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -21,7 +20,6 @@ from statistics import median
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -30,7 +28,8 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 from cost_tables import scaling_table  # noqa: E402
 from plain_errors import in_a_sentence  # noqa: E402
-from record import commit, without_folder  # noqa: E402
+from provenance import measured_on  # noqa: E402
+from record import commit  # noqa: E402
 from timed_run import timed_run  # noqa: E402
 
 from scdd.config.load import check  # noqa: E402
@@ -38,7 +37,6 @@ from scdd.device import resolve_device  # noqa: E402
 from scdd.errors import ConfigError  # noqa: E402
 from scdd.files import new_folder, replacing, write_json  # noqa: E402
 from scdd.progress import say  # noqa: E402
-from scdd.run import environment  # noqa: E402
 
 SCHEMA = "scdd scaling 1"
 SIZE, CLASSES, IMAGES = 16, 8, 64
@@ -99,7 +97,7 @@ AXES = {
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure every point that is not there yet; print exponents, draw and write."""
     options = parse(arguments)
-    device = str(resolve_device(options.device))
+    device = resolve_device(options.device)
     chosen = options.axes or list(AXES)
     points: dict[tuple[str, int], list[dict[str, float]]] = {}
     for number in range(options.rounds):
@@ -112,16 +110,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 folder = options.scratch / f"{name}-{size}-{number + 1}"
                 plan = settings(data, axis.changes(size, options.factor))
                 processes = size if name == "processes" else 1
-                found = timed_run(plan, folder, device, processes)
+                found = timed_run(plan, folder, str(device), processes)
                 points.setdefault((name, size), []).append(found["seconds"])
-    about = environment(device, torch.get_num_threads())
-    about["command"] = shlex.join(map(without_folder, sys.argv))
-    if device.startswith("cuda"):
-        about["gpu"] = torch.cuda.get_device_name(device)
     result = {
         "schema": SCHEMA,
         "commit": commit(),
-        "environment": about,
+        "environment": measured_on(device),
         "n": options.rounds,
         "config": {"factor": options.factor, "size": SIZE, "classes": CLASSES, "images": IMAGES},
         "rows": [grown(name, step, points) for name in chosen for step in AXES[name].steps],

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import gpu_hours, timed_run
+from benchmarks import gpu_hours, short_runs, timed_run
 from benchmarks.tables import build_table
 from scdd.config.load import check, load_config, preset_names
 from scdd.datasets import load_dataset
@@ -45,11 +45,11 @@ def test_short_runs_of_every_preset_can_be_checked_and_change_no_network_and_no_
     cfg = load_config(preset, ["dataset.storage=resident", *data] if preset != "digits" else [])
     # Networks for 224 px do not run at 8 px; only their numbers matter here.
     dataset = load_dataset(cfg.dataset)
-    full = gpu_hours.Sizes(100_000, 1000, len(dataset.classes), 100_000)
-    for name in gpu_hours.POINTS:
+    full = short_runs.Sizes(100_000, 1000, len(dataset.classes), 100_000)
+    for name in short_runs.POINTS:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(gpu_hours, "_compiled", lambda *_: False)
-            found, most = gpu_hours.short_settings(cfg, dataset, None, full, device, 1, name)
+            patch.setattr(short_runs, "_compiled", lambda *_: False)
+            found, most = short_runs.short_settings(cfg, dataset, None, full, device, 1, name)
         short = check(found, name)
         assert most is not None and most <= int(dataset.train.labels.bincount().min())
         assert short.squeeze.model_dump().keys() == cfg.squeeze.model_dump().keys()
@@ -72,9 +72,9 @@ def test_short_runs_of_every_preset_can_be_checked_and_change_no_network_and_no_
 def test_the_three_runs_differ_in_every_unit_in_which_the_whole_run_does():
     cfg = load_config("digits", ["posttrain.seeds=3", "posttrain.evaluate_every=100"])
     dataset = load_dataset(cfg.dataset)
-    full = gpu_hours.sizes_of(dataset, None, None)
-    runs = gpu_hours.short_runs(cfg, dataset, None, full, CPU, 1)
-    whole = gpu_hours.work(cfg, full)
+    full = short_runs.sizes_of(dataset, None, None)
+    runs = short_runs.short_runs(cfg, dataset, None, full, CPU, 1)
+    whole = short_runs.work(cfg, full)
     for step, units in whole.items():
         for name, count in units.items():
             seen = {own[step][name] for _, own in runs.values()}
@@ -84,12 +84,12 @@ def test_the_three_runs_differ_in_every_unit_in_which_the_whole_run_does():
 def test_all_of_a_small_training_set_is_used_and_part_of_one_that_stands_for_more():
     cfg = load_config("digits")
     dataset = load_dataset(cfg.dataset)
-    full = gpu_hours.sizes_of(dataset, None, None)
-    settings, most = gpu_hours.short_settings(cfg, dataset, None, full, CPU, 1, "short")
+    full = short_runs.sizes_of(dataset, None, None)
+    settings, most = short_runs.short_settings(cfg, dataset, None, full, CPU, 1, "short")
     assert most is None and settings["dataset"]["train_per_class"] is None
     larger = full._replace(train=50_000)
-    _, most = gpu_hours.short_settings(cfg, dataset, None, larger, CPU, 1, "short")
-    _, twice = gpu_hours.short_settings(cfg, dataset, None, larger, CPU, 1, "wider")
+    _, most = short_runs.short_settings(cfg, dataset, None, larger, CPU, 1, "short")
+    _, twice = short_runs.short_settings(cfg, dataset, None, larger, CPU, 1, "wider")
     assert most is not None and twice == 2 * most
 
 
