@@ -25,7 +25,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 from ablation_table import ablation_table  # noqa: E402
 from plain_errors import in_a_sentence  # noqa: E402
-from provenance import measured_on, without_paths  # noqa: E402
+from provenance import measured_on, refuse_other_result, without_paths  # noqa: E402
 from record import commit  # noqa: E402
 from study import Arm, Study, differences, read_study, top1_of  # noqa: E402
 
@@ -60,8 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         check_scores(study, arm, cfgs[arm.name, 0])
     device = resolve_device(options.device)
     out = options.out or Path("runs") / "ablations" / name
-    if options.result is not None:
-        check_result(options.result, name)
+    refuse_other_result(options.result, SCHEMA, name)
     rows: list[dict[str, Any]] = []
     failed: dict[str, str] = {}
     threads = torch.get_num_threads()
@@ -143,27 +142,6 @@ def check_scores(study: Study, arm: Arm, cfg: RunConfig) -> None:
             raise ConfigError(f"arm {arm.name}: score '{score}' wants posttrain.labels to have it")
         if images == "distilled, real start" and cfg.recover_real is None:
             raise ConfigError(f"arm {arm.name}: score '{score}' wants a section recover_real")
-
-
-def check_result(path: Path, name: str) -> None:
-    """Refuse to replace what is not an earlier result of this study.
-
-    Raises:
-        ConfigError: saying what it is instead.
-    """
-    if not path.exists():
-        return
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        before = found["schema"], found.get("study")
-    except (ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{path}: is no result file; choose another --result") from error
-    if before != (SCHEMA, name):
-        raise ConfigError(
-            f"{path}: holds '{before[0]}'"
-            + (f" of the study {before[1]}" if before[1] else "")
-            + f", not '{SCHEMA}' of the study {name}; choose another --result"
-        )
 
 
 def finished_row(

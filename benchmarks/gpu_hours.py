@@ -31,7 +31,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 from cost_tables import hours_table  # noqa: E402
 from plain_errors import in_a_sentence  # noqa: E402
-from provenance import measured_on, without_paths  # noqa: E402
+from provenance import measured_on, refuse_other_result, without_paths  # noqa: E402
 from record import commit  # noqa: E402
 from short_runs import short_runs, sizes_of  # noqa: E402
 from stage_work import Cost, Sizes, Units, fit, steps_of_an_epoch, work  # noqa: E402
@@ -65,6 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.data is not None:
         root = json.dumps(str(options.data.expanduser().absolute()))
         changes = ["dataset.name=image_folder", f"dataset.root={root}", *changes]
+    refuse_other_result(options.out, SCHEMA)
     cfg = load_config(options.preset, changes)
     plan(cfg)
     device = resolve_device(options.device)

@@ -1,13 +1,16 @@
 """Where and with what a result came to be, without the folders of whoever measured it."""
 
+import json
 import shlex
 import sys
+from pathlib import Path
 from typing import Any
 
 import torch
 from record import without_folder
 
 from scdd.config.run import RunConfig
+from scdd.errors import ConfigError
 from scdd.run import environment
 
 
@@ -27,3 +30,23 @@ def without_paths(cfg: RunConfig) -> dict[str, Any]:
         if config[key] is not None:
             config[key]["root"] = without_folder(config[key]["root"] or "") or None
     return config
+
+
+def refuse_other_result(path: Path | None, schema: str, study: str | None = None) -> None:
+    """Refuse to replace a file that is not an earlier result of the same kind.
+
+    Raises:
+        ConfigError: saying what it is instead.
+    """
+    if path is None or not path.exists():
+        return
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        before, asked = found["schema"], found.get("study")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{path}: is no result file; choose another name") from error
+    if (before, asked) != (schema, study):
+        theirs, ours = (f" of the study {name}" if name else "" for name in (asked, study))
+        raise ConfigError(
+            f"{path}: holds '{before}'{theirs}, not '{schema}'{ours}; choose another name"
+        )

@@ -28,7 +28,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 from cost_tables import scaling_table  # noqa: E402
 from plain_errors import in_a_sentence  # noqa: E402
-from provenance import measured_on  # noqa: E402
+from provenance import measured_on, refuse_other_result  # noqa: E402
 from record import commit  # noqa: E402
 from timed_run import timed_run  # noqa: E402
 
@@ -97,6 +97,7 @@ AXES = {
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure every point that is not there yet; print exponents, draw and write."""
     options = parse(arguments)
+    refuse_other_result(options.out, SCHEMA)
     device = resolve_device(options.device)
     chosen = options.axes or list(AXES)
     points: dict[tuple[str, int], list[dict[str, float]]] = {}

@@ -100,6 +100,7 @@ def test_all_of_a_small_training_set_is_used_and_part_of_one_that_stands_for_mor
         (["digits", "--set", "recover.iteration=5"], "unknown key 'iteration'"),
         (["digits", "--data", "/no/such/folder"], "/no/such/folder"),
         (["digits", "--device", "cuda:77"], "--device cuda:77: cannot be used"),
+        (["digits", "--out", __file__], "is no result file; choose another name"),
         (["digits", "--check", "/no/such/run"], "is not a finished run; finish it with scdd"),
     ],
 )

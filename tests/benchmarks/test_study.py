@@ -182,7 +182,7 @@ def test_a_study_that_cannot_run_is_refused_before_anything_runs(
         ('{"schema": "scdd result 1"}', "holds 'scdd result 1', not 'scdd ablation 1'"),
         (
             '{"schema": "scdd ablation 1", "study": "other"}',
-            "of the study other, not 'scdd ablation 1' of the study study; choose another --result",
+            "of the study other, not 'scdd ablation 1' of the study study; choose another name",
         ),
         ("[1]", "is no result file"),
         ("{", "is no result file"),
