@@ -3,10 +3,9 @@ and a 2x2 average pool, and one linear layer on the flattened last map.
 
 Three blocks on images of 32 px and fewer, and one more for every doubling, so that the last map
 has 4x4 to 7x7 pixels. Three nets are in use: 128 channels with instance norm, on which the field
-reports; the same with BatchNorm, whose statistics can be matched, and narrower ones of it for
-committees of labellers (arXiv:2404.13733) and for a CPU; and with BatchNorm and channels that
-double up to 512, the net of kernel regression (arXiv:2206.00719) and of self-supervised
-distillation (KRR-ST, arXiv:2310.06511).
+reports; the same with BatchNorm, whose statistics can be matched (arXiv:2404.13733); and with
+BatchNorm and channels that double up to 512, the net of kernel regression (arXiv:2206.00719) and
+of self-supervised distillation (KRR-ST, arXiv:2310.06511).
 """
 
 from collections.abc import Callable
@@ -54,8 +53,7 @@ def convnet(
 ) -> tuple[nn.Module, tuple[str, ...]]:
     """Build the net and say how it differs from that for 32 px.
 
-    All blocks have `width` channels; with `doubling` the last has 512 and each before it half as
-    many.
+    With `doubling` the last block has 512 channels and each before it half as many.
     """
     blocks = max(LEAST_BLOCKS, (image_size // FLATTENED).bit_length() - 1)
     pools = min(blocks, (image_size // MIN_LAST_MAP).bit_length() - 1)

@@ -278,17 +278,18 @@ ARCHITECTURES: dict[str, Architecture] = {
     "alexnet": Architecture(alexnet, "classifier", "kept", _ALEXNET),
     "convnet": Architecture(partial(convnet, instance_norm, False), "classifier"),
     "convnet_bn": Architecture(partial(convnet, nn.BatchNorm2d, False), "classifier"),
-    **{
-        f"convnet_bn_w{width}": Architecture(
-            partial(convnet, nn.BatchNorm2d, False, width=width), "classifier"
-        )
-        for width in (16, 32)
-    },
     "convnet_krr": Architecture(partial(convnet, nn.BatchNorm2d, True), "classifier"),
     "shufflenet_v2_x0_5": Architecture(
         partial(_torchvision, "shufflenet_v2_x0_5"), "fc", "mobile", _SHUFFLENET
     ),
     "squeezenet1_0": Architecture(_squeezenet, "classifier.3", "mobile", _SQUEEZENET),
     "vgg11": Architecture(_vgg11, "classifier", "kept", _VGG11),
+    # Narrow ones for committees of labellers (arXiv:2404.13733) and for a CPU.
+    **{
+        f"convnet_bn_w{width}": Architecture(
+            partial(convnet, nn.BatchNorm2d, False, width=width), "classifier"
+        )
+        for width in (16, 32)
+    },
     "vit_tiny": Architecture(vit_tiny, "fc"),
 }

@@ -18,10 +18,10 @@ WIDE = {"resnet50w2", "resnet50w4", "resnet50w5"}  # too large to be built here 
 EXPECTED = {
     *WIDE,
     *("alexnet", "convnet", "convnet_bn", "convnet_krr", "mobilenet", "mobilenet_v2"),
-    *("convnet_bn_w16", "convnet_bn_w32"),
     *("resnet8", "resnet8x2", "resnet8x4", "resnet10w16", "resnet14", "resnet20"),
     *("resnet18", "resnet50", "resnet101", "regnet_x_400mf", "regnet_x_8gf"),
     *("mobilenet_v3_large", "shufflenet_v2_x0_5", "squeezenet1_0", "vgg11", "vit_tiny"),
+    *("convnet_bn_w16", "convnet_bn_w32"),
 }
 HEAVY = {"resnet50", "resnet101", "regnet_x_8gf"}
 BUILT = sorted(EXPECTED - WIDE)
