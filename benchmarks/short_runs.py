@@ -86,7 +86,7 @@ def short_settings(
     sizes = sizes_of(dataset, other, most)
     trained = [(settings["squeeze"], sizes.squeezed)]
     trained += [(section, sizes.train) for section in settings["squeeze_labellers"]]
-    _shorten_squeezes(trained, most, wider, count("squeeze steps"))
+    _shorten_squeezes(trained, most is not None, wider, count("squeeze steps"))
     settings["probe"] |= {"floor": 0.0}
     settings["probe"]["epochs"] = min(cfg.probe.epochs, count("probe epochs"))
     for step, section in cfg.recoveries.items():
@@ -137,7 +137,7 @@ def _images_of_a_class(
 
 
 def _shorten_squeezes(
-    trained: Sequence[tuple[dict[str, Any], int]], most: int | None, wider: bool, steps: int
+    trained: Sequence[tuple[dict[str, Any], int]], more_images: bool, wider: bool, steps: int
 ) -> None:
     """Cut the epochs of all pre-trainings to the same share, so that their mix stays as it is."""
     own = [(section, images) for section, images in trained if section["checkpoint"] is None]
@@ -151,8 +151,8 @@ def _shorten_squeezes(
             for section, images in own
         ),
     )
-    if wider and most is not None:
-        share /= 2  # As the images are twice as many.
+    if wider and not more_images:
+        share *= 2  # Else one epoch would show neighbours no more often.
     for section, _ in own:
         epochs = max(1, kept, round(share * section["epochs"]))
         epochs = min(epochs, section["epochs"])

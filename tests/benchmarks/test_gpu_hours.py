@@ -69,11 +69,12 @@ def test_short_runs_of_every_preset_can_be_checked_and_change_no_network_and_no_
         assert short.relabel.teacher_bn == cfg.relabel.teacher_bn and short.ipc <= cfg.ipc
 
 
-def test_the_three_runs_differ_in_every_unit_in_which_the_whole_run_does():
+@pytest.mark.parametrize("scale", [0.1, 1, 3])
+def test_the_three_runs_differ_in_every_unit_in_which_the_whole_run_does(scale: float):
     cfg = load_config("digits", ["posttrain.seeds=3", "posttrain.evaluate_every=100"])
     dataset = load_dataset(cfg.dataset)
     full = short_runs.sizes_of(dataset, None, None)
-    runs = short_runs.short_runs(cfg, dataset, None, full, CPU, 1)
+    runs = short_runs.short_runs(cfg, dataset, None, full, CPU, scale)
     whole = short_runs.work(cfg, full)
     for step, units in whole.items():
         for name, count in units.items():
