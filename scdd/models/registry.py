@@ -284,5 +284,12 @@ ARCHITECTURES: dict[str, Architecture] = {
     ),
     "squeezenet1_0": Architecture(_squeezenet, "classifier.3", "mobile", _SQUEEZENET),
     "vgg11": Architecture(_vgg11, "classifier", "kept", _VGG11),
+    # Narrow ones for committees of labellers (arXiv:2404.13733) and for a CPU.
+    **{
+        f"convnet_bn_w{width}": Architecture(
+            partial(convnet, nn.BatchNorm2d, False, width=width), "classifier"
+        )
+        for width in (16, 32)
+    },
     "vit_tiny": Architecture(vit_tiny, "fc"),
 }
