@@ -143,6 +143,7 @@ def _costs(
         *_squeezes("squeeze_labellers", cfg.squeeze_labellers, train, whole, device),
         *_probes(cfg, taken, stems, train),
         *_selections(cfg, stems, train, picture, device),
+        *_condensation(cfg, classes, train, picture),
         *_recoveries(cfg, stems, classes, picture),
         *_labellings(cfg, stems, classes, picture),
         Cost(
@@ -210,6 +211,16 @@ def _selections(
         yield from _squeezes("squeeze_scorer", [cfg.scorer], train, cfg.dataset.image_size, device)
     if cfg.method in ("herding", "k_center"):
         yield Cost("select", cfg.squeeze.arch, stems["squeeze"], 0, train, "forward", 500, picture)
+
+
+def _condensation(cfg: RunConfig, classes: int, train: int, picture: float) -> Iterator[Cost]:
+    """Real images are embedded, at most all there are; for synthetic ones there is a way back."""
+    section = cfg.condense
+    if section is not None:
+        real = section.iterations * min(classes * section.batch, train)
+        ours = section.iterations * classes * cfg.ipc
+        yield Cost("condense", section.arch, None, 0, real, "forward", section.batch)
+        yield Cost("condense", section.arch, None, 0, ours, "input gradient", cfg.ipc, picture)
 
 
 def _recoveries(

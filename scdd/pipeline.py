@@ -22,10 +22,12 @@ from scdd.models import create_model
 from scdd.progress import duration, say
 from scdd.report import print_report, run_report
 from scdd.run import PeakMemory, RunDirectory, environment, file_digests
+from scdd.stages.condense import check_embedding
 from scdd.steps import (
     Context,
     check_later_steps,
     run_baseline,
+    run_condense,
     run_posttrain,
     run_probe,
     run_probe_labellers,
@@ -122,7 +124,9 @@ def _method(images: Step, *arms: Step, before: tuple[Step, ...] = ()) -> tuple[S
         ("report.md", "gallery.png", "recover_losses.png", "recover_real_losses.png"),
         reads_images=False,
     )
-    return (*NETWORKS, *before, images, relabel, *arms, posttrain, report)
+    # What needs no network comes first, so that it stays when those are made anew.
+    made = (*NETWORKS, *before, images) if images.inputs else (images, *NETWORKS, *before)
+    return (*made, relabel, *arms, posttrain, report)
 
 
 def _selecting(*networks: str) -> Step:
@@ -135,6 +139,8 @@ FEATURES = _method(_selecting("squeeze"), BASELINE)
 SCORER = Step("squeeze_scorer", run_squeeze_scorer, ("squeeze", "squeeze_scorer"), sharded=True)
 FORGETTING = _method(_selecting("squeeze", "squeeze_scorer"), BASELINE, before=(SCORER,))
 
+DM = _method(Step("condense", run_condense, ("condense", "ipc")), BASELINE)
+
 METHODS = {
     "scdd": SCDD,
     "sre2l": SCDD,
@@ -142,6 +148,7 @@ METHODS = {
     "herding": FEATURES,
     "k_center": FEATURES,
     "forgetting": FORGETTING,
+    "dm": DM,
 }
 
 TORN = ".*.tmp"
@@ -353,6 +360,8 @@ def _check_networks(cfg: RunConfig) -> None:
     }
     if cfg.scorer is not None:
         _network("squeeze_scorer", cfg.scorer.arch, size, cfg.scorer.stem)
+    if cfg.condense is not None:
+        check_embedding(cfg.condense.arch, size)
     for step, section in cfg.recoveries.items():
         for name, network in cfg.teachers_of(step).items():
             _check_layers(f"{name}.arch = {network.arch}", layers[name], step, section)

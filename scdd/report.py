@@ -168,7 +168,7 @@ def real_pixels(cfg: RunConfig, arm: Arm) -> str:
     """Whether real pixels are in the images of an arm."""
     if arm.step == "baseline" or cfg.images_from == "select":
         return "yes"
-    section = cfg.recover if arm.step == "relabel" else cfg.recover_real
+    section = (cfg.condense or cfg.recover) if arm.step == "relabel" else cfg.recover_real
     start = section.start if section is not None else "real"
     return {"noise": "no", "real": "start only"}.get(start, f"start only ({start})")
 
@@ -188,6 +188,13 @@ def _origin(cfg: RunConfig) -> list[str]:
         return [
             "- `distilled` is random untouched training images: what every other method has to be",
             "  compared with, under the same labels and the same training.",
+        ]
+    if cfg.condense is not None:
+        start = "noise" if cfg.condense.start == "noise" else "random real images"
+        return [
+            f"- `distilled` starts from {start} and is matched to all real images in untrained",
+            "  networks. `random real` is untouched training images: what it has to be compared",
+            "  with, under the same labels and the same training.",
         ]
     if cfg.recover is None:
         return [

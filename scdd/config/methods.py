@@ -3,7 +3,9 @@
 from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
-Method = Literal["scdd", "sre2l", "random", "herding", "forgetting", "k_center"]
+from scdd.config.condense import DsaOperation
+
+Method = Literal["scdd", "sre2l", "random", "herding", "forgetting", "k_center", "dm"]
 
 OWN_SECTIONS: dict[str, tuple[str, ...]] = {
     "scdd": ("recover", "recover_real"),
@@ -12,6 +14,7 @@ OWN_SECTIONS: dict[str, tuple[str, ...]] = {
     "herding": ("select",),
     "forgetting": ("select", "squeeze_scorer"),
     "k_center": ("select",),
+    "dm": ("condense",),
 }
 """Sections that not every method has; the first is that of the step which makes the images."""
 MAY_BE_LEFT_OUT = ("recover_real", "squeeze_scorer")
@@ -51,7 +54,8 @@ def change_method(settings: dict[str, Any], method: str) -> list[str]:
     """Make settings those of another method; return what else had to change, in words.
 
     What only the method before had use for is taken out. The squeeze of SRe2L learns from labels,
-    for the same number of epochs, and the teacher has its classifier.
+    for the same number of epochs, and the teacher has its classifier. DM does not mirror images
+    that are labelled without.
     """
     if not _is_method(method) or method == settings.get("method", "scdd"):
         return []
@@ -63,6 +67,8 @@ def change_method(settings: dict[str, Any], method: str) -> list[str]:
     for name in OWN_SECTIONS[method]:
         if settings.get(name, {}) is None:
             del settings[name]
+    if method == "dm":
+        notes += _do_not_mirror(settings)
     return notes + (_learn_from_labels(settings) if method == "sre2l" else [])
 
 
@@ -83,6 +89,13 @@ def _learn_from_labels(settings: dict[str, Any]) -> list[str]:
         settings["probe"] = probe | {"solver": "given"}
         notes.append("probe.solver is given")
     return notes
+
+
+def _do_not_mirror(settings: dict[str, Any]) -> list[str]:
+    if (settings.get("relabel") or {}).get("flip", True):
+        return []
+    settings["condense"] = {"dsa": [name for name in get_args(DsaOperation) if name != "flip"]}
+    return ["condense.dsa has no flip, as relabel has none"]
 
 
 def _is_method(name: Any) -> bool:

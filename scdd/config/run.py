@@ -11,6 +11,7 @@ from pydantic import (
     model_validator,
 )
 
+from scdd.config.condense import CondenseConfig
 from scdd.config.dataset import DatasetConfig
 from scdd.config.methods import (
     OWN_SECTIONS,
@@ -58,6 +59,8 @@ class RunConfig(Section):
     """Of the methods that make images from networks."""
     select: SelectConfig | None = None
     """Of the methods that choose real images."""
+    condense: CondenseConfig | None = None
+    """Of dm."""
     squeeze_scorer: SqueezeConfig | None = None
     """Of forgetting alone: the training with labels that counts what is forgotten. Not given:
     squeeze itself where it learns from labels, else its settings with the supervised objective."""

@@ -4,6 +4,7 @@ Long steps work in shards (a batch of images, a range of views, a student), each
 go on after a kill with the first shard that is missing.
 """
 
+from scdd.steps.condense import run_condense
 from scdd.steps.context import Arm, Context, check_later_steps, teacher_record
 from scdd.steps.posttrain import run_posttrain, student_seed
 from scdd.steps.probe import run_probe, run_probe_labellers
@@ -23,6 +24,7 @@ __all__ = [
     "check_later_steps",
     "load_instead",
     "run_baseline",
+    "run_condense",
     "run_posttrain",
     "run_probe",
     "run_probe_labellers",

@@ -149,22 +149,26 @@ def header_of(
     method: str | None = None,
     labellers: Sequence[Path] = (),
     budget_n: int | None = None,
+    taught: bool = True,
 ) -> Header:
     """Header of a file of the run.
 
     Args:
-        context: of the run, whose teacher is recorded.
+        context: of the run.
         about: a network that knows the classes and the pixel statistics of the file.
         target_kind: of the soft labels.
         method: how the images came to be; not given: that of the run.
         labellers: weights of the networks whose mean the labels are, if not that teacher's alone.
         budget_n: number of images where classes are unequal; not given: `ipc` of each.
+        taught: whether the teacher of the run has to do with it, and is recorded.
     """
     cfg = context.cfg
-    path = context.run.path / "probe" / "teacher.safetensors"
-    teacher = teacher_record(path, load_weights(path)[1])
-    teacher["bn"] = cfg.relabel.teacher_bn
-    if labellers:
+    teacher: dict[str, Any] | None = None
+    if taught:
+        path = context.run.path / "probe" / "teacher.safetensors"
+        teacher = teacher_record(path, load_weights(path)[1])
+        teacher["bn"] = cfg.relabel.teacher_bn
+    if teacher is not None and labellers:
         teacher["labellers"] = [teacher_record(path, load_weights(path)[1]) for path in labellers]
     return Header(
         kind="dense",
