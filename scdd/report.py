@@ -207,6 +207,12 @@ def _origin(cfg: RunConfig) -> list[str]:
         if cfg.recover.start == "noise"
         else f"- `distilled` starts from real images here (recover.start = {cfg.recover.start})."
     )
+    if cfg.recover_real is None:
+        return [
+            f"{start} `random real` is untouched",
+            "  training images: what the other row has to be compared with, under the same",
+            "  labels and the same training.",
+        ]
     return [
         f"{start} `real start` begins with real",
         "  images and changes them. `random real` is untouched training images: what the other",

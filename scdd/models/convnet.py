@@ -49,7 +49,7 @@ def instance_norm(channels: int) -> nn.Module:
 
 
 def convnet(
-    norm: Norm, last_width: int | None, num_classes: int, image_size: int
+    norm: Norm, last_width: int | None, num_classes: int, image_size: int, width: int = WIDTH
 ) -> tuple[nn.Module, tuple[str, ...]]:
     """Build the net and say how it differs from that for 32 px.
 
@@ -59,7 +59,7 @@ def convnet(
     pools = min(blocks, (image_size // MIN_LAST_MAP).bit_length() - 1)
     changes = [f"{blocks} blocks"] if blocks > LEAST_BLOCKS else []
     changes += [f"pool {number} dropped" for number in range(pools + 1, blocks + 1)]
-    widths = (WIDTH,) * blocks
+    widths = (width,) * blocks
     if last_width is not None:
         widths = tuple(last_width >> n for n in reversed(range(blocks)))
     return ConvNet(widths, pools, norm, num_classes, image_size), tuple(changes)

@@ -278,6 +278,13 @@ ARCHITECTURES: dict[str, Architecture] = {
     "alexnet": Architecture(alexnet, "classifier", "kept", _ALEXNET),
     "convnet": Architecture(partial(convnet, instance_norm, None), "classifier"),
     "convnet_bn": Architecture(partial(convnet, nn.BatchNorm2d, None), "classifier"),
+    # Narrow ones for committees of labellers (arXiv:2404.13733) and for a CPU.
+    **{
+        f"convnet_bn_w{width}": Architecture(
+            partial(convnet, nn.BatchNorm2d, None, width=width), "classifier"
+        )
+        for width in (16, 32)
+    },
     **{
         f"convnet_krr{'' if width == 512 else f'_w{width}'}": Architecture(
             partial(convnet, nn.BatchNorm2d, width), "classifier"

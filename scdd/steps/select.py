@@ -43,15 +43,13 @@ def run_select(context: Context, step: str) -> tuple[str, ...]:
         pools = [torch.arange(len(train))]
     count = cfg.ipc * classes // len(pools)
     paths = [shards / f"pool-{number:05d}.safetensors" for number in range(len(pools))]
-    left = [number for number in range(len(pools)) if not paths[number].exists()]
     # Listed by all before any goes on, so that all agree on what is left, however many they are.
-    left = [] if target.exists() else left
+    left = [n for n, path in enumerate(paths) if not (path.exists() or target.exists())]
     context.world.barrier()
     mine = context.world.share(left)
+    choose = _choice(context)
     with Bar(step, len(mine)) as bar:
-        choose = _choice(context) if mine else None
         for number in mine:
-            assert choose is not None
             rows = pools[number]
             save_weights(paths[number], {"rows": rows[choose(number, rows, count)]}, {})
             bar.advance()

@@ -392,7 +392,7 @@ def forged(path: Path, name: str, change: Callable[[np.ndarray], None], writer: 
         ("factored", "image_basis", np.nan, "'image_basis' is not finite"),
         ("factored", "approximation/w1", np.inf, "'approximation/w1' is not finite"),
         ("dense", "targets", np.nan, "'targets' is not finite"),
-        ("dense", "views/rot90", 1, "first view is not the image as it is|different quarters"),
+        ("dense", "views/rot90", 1, "images of a view are turned by different quarters"),
         ("dense", "views/rot90", 9, "rot90 holds a value outside its range"),
         ("unit", "labels", 0, "labels lie in -1 .. 0, not in -1 .. -1"),
     ],
