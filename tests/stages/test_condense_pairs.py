@@ -278,16 +278,19 @@ def test_killed_after_any_step_it_goes_on_to_the_same_set_bit_for_bit(
     changes: dict, tmp_path: Path
 ):
     cfg = settings(steps=5, pool={"age": 3}, **{k: v for k, v in changes.items() if k != "pool"})
-    whole = run(cfg)
+    lines: list[Line] = []
+    whole, logged = run(cfg, log=lambda **values: lines.append(values)), len(lines)
     for left in range(1, 100):
         path = tmp_path / f"{left}.pt"
         try:
             found = run(cfg, Mortal(path, left))
         except Killed:
-            found = run(cfg, Checkpoint(path, 1e9))
+            found = run(cfg, Checkpoint(path, 1e9), log=lambda **values: lines.append(values))
         else:
             break
         assert_same(found, whole)
+    # Once by the whole run, and by all that were killed before the last step.
+    assert logged == 1 and lines == [lines[0]] * (left - 1)
     assert left > 7, "some steps of the models before the first outer one, and all five of these"
 
 
