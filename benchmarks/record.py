@@ -1,6 +1,8 @@
-"""Turn a finished run directory into a result file that the tables are built from.
+"""Turn a finished run directory, or a folder of an app, into a result file that the tables are
+built from.
 
     python benchmarks/record.py runs/digits benchmarks/results/digits.json
+    python benchmarks/record.py runs/digits/prune benchmarks/results/prune_digits.json
 
 Scores, times and peak memory are copied from the run; hardware, versions and command from its
 environment.json; the commit is that of the checkout, which has to be clean. Of absolute paths only
@@ -26,13 +28,13 @@ def record(run: Path) -> dict[str, Any]:
         SystemExit: if the run is not finished.
     """
     results, environment = run / "results.json", run / "environment.json"
+    if "app" in json.loads(results.read_text() if results.exists() else "{}"):
+        return record_app(results)
     if not (run / "report" / "done.json").exists():
         raise SystemExit(f"{run}: is not a finished run; finish it with scdd distill")
     config = yaml.safe_load((run / "config.yaml").read_text())
     config["dataset"]["root"] = without_folder(config["dataset"]["root"] or "") or None
-    measured = json.loads(environment.read_text())
-    words = shlex.split(measured["command"].replace("scdd/__main__.py", "scdd", 1))
-    measured["command"] = shlex.join(map(without_folder, words))
+    measured = _without_folders(json.loads(environment.read_text()))
     steps = {path.parent.name: json.loads(path.read_text()) for path in run.glob("*/done.json")}
     teacher = [
         json.loads(line)
@@ -54,6 +56,34 @@ def record(run: Path) -> dict[str, Any]:
     }
 
 
+def record_app(results: Path) -> dict[str, Any]:
+    """What an app has measured, without the cuts that only its networks need."""
+    found = json.loads(results.read_text())
+    measured = _without_folders(found.pop("environment"))
+    for name in ("file", "network"):
+        if name in found:
+            found[name] = without_folder(found[name])
+    for row in found["rows"]:
+        row.pop("cuts", None)
+        row.pop("weights", None)
+    return {
+        "schema": f"scdd {found['app']} 1",
+        "commit": commit(),
+        "environment": measured,
+        "n": 1 + max(row.get("seed", 0) for row in found["rows"]),
+        **found,
+    }
+
+
+def _without_folders(measured: dict[str, Any]) -> dict[str, Any]:
+    """An environment whose command names no folder of this machine."""
+    words = shlex.split(measured["command"])
+    for package, name in (("scdd_apps", "scdd-apps"), ("scdd", "scdd")):
+        if words[0].endswith(f"{package}/__main__.py"):
+            words[0] = name
+    return {**measured, "command": shlex.join(map(without_folder, words))}
+
+
 def without_folder(word: str) -> str:
     """The last part of an absolute path; any other word as it is."""
     return Path(word).name if Path(word).is_absolute() else word
@@ -63,7 +93,9 @@ def commit() -> str:
     """The commit of the checkout, with a mark if it has changes."""
     root = Path(__file__).resolve().parents[1]
     head = _git(root, "rev-parse", "--short", "HEAD")
-    return head + ("+changes" if _git(root, "status", "--porcelain", "scdd", "configs") else "")
+    return head + (
+        "+changes" if _git(root, "status", "--porcelain", "scdd", "apps", "configs") else ""
+    )
 
 
 def _git(root: Path, *arguments: str) -> str:

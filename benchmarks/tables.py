@@ -3,7 +3,8 @@
     python benchmarks/tables.py            # rewrite the marked blocks
     python benchmarks/tables.py --check    # fail if a block differs from the files
 
-A block stands between `<!-- table: NAME -->` and `<!-- end -->`, and comes from NAME.json.
+A block stands between `<!-- table: NAME -->` and `<!-- end -->`, and comes from NAME.json. All
+documents are looked at: README.md and docs/*.md. An empty block waits for its first result.
 """
 
 import json
@@ -16,14 +17,18 @@ from typing import Any
 from scipy.stats import t as student_t
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "apps"), str(ROOT / "benchmarks")]
+
+from ablation_table import ablation_table  # noqa: E402
+from cost_tables import hours_table, scaling_table  # noqa: E402
+from tables_of_apps import crossarch_table, prune_table, quantize_table  # noqa: E402
 
 from scdd.config.posttrain import PosttrainConfig  # noqa: E402
 from scdd.progress import duration  # noqa: E402
 from scdd.tables import mean_sd, size, table  # noqa: E402
 
-DOCUMENTS = ("README.md", "docs/teacher.md", "docs/recover.md", "docs/labels.md")
-BLOCK = re.compile(r"(<!-- table: (?P<name>[\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+BLOCK = re.compile(r"(<!-- table: (?P<name>[\w-]+) -->\n)(?P<shown>.*?)(<!-- end -->)", re.DOTALL)
+OPENING = re.compile(r"^<!-- table: ", re.MULTILINE)
 EVIDENCE_PREDICTORS = {
     "variance_of_first_means": "var of means, 1st BN",
     "variance_of_means": "var of means",
@@ -333,6 +338,27 @@ def store_table(result: dict[str, Any]) -> str:
     return f"{batches}\n\n{labels}\n\n{note}\n"
 
 
+def clusters_table(result: dict[str, Any]) -> str:
+    """How far images of a class stand together, as the teacher sees them."""
+    lines = [
+        [row["images"], str(row["count"]), two_digits(row["rand"]), two_digits(row["silhouette"])]
+        for row in result["rows"]
+    ]
+    config, environment = result["config"], result["environment"]
+    note = (
+        f"In the features of the teacher ({config['teacher']}), {config['classes']} classes: "
+        "adjusted Rand index of k-means' clusters against the classes (0: chance), and silhouette "
+        f"of the classes. {environment['processor']}, torch {environment['versions']['torch']}, "
+        f"commit {result['commit']}."
+    )
+    return f"{table(['images', 'count', 'adjusted Rand', 'silhouette'], lines)}\n\n{note}\n"
+
+
+def two_digits(value: float | None) -> str:
+    """`0.53`, or `n/a` for None."""
+    return "n/a" if value is None else f"{value:.2f}"
+
+
 TABLES = {
     "scdd label storage 1": label_table,
     "scdd bn evidence 1": evidence_table,
@@ -342,35 +368,87 @@ TABLES = {
     "scdd objectives 1": objectives_table,
     "scdd loader throughput 1": loader_table,
     "scdd label store 1": store_table,
+    "scdd crossarch 1": crossarch_table,
+    "scdd prune 1": prune_table,
+    "scdd quantize 1": quantize_table,
+    "scdd ablation 1": ablation_table,
+    "scdd gpu hours 1": hours_table,
+    "scdd clusters 1": clusters_table,
+    "scdd scaling 1": scaling_table,
 }
 
 
-def build(text: str) -> str:
-    """Return a document with every marked block made anew."""
+def documents(root: Path) -> list[Path]:
+    """README.md and every page of docs/."""
+    return [root / "README.md", *sorted((root / "docs").glob("*.md"))]
+
+
+def build(text: str, results: Path, where: str) -> str:
+    """Return a document with every marked block made anew.
+
+    Args:
+        text: of the document.
+        results: the folder of result files.
+        where: name of the document, which opens the sentence of an error.
+
+    Raises:
+        SystemExit: if a block has no end, or its result is missing, no result, or of a schema that
+            no table is made of.
+    """
+    if len(OPENING.findall(text)) != len(BLOCK.findall(text)):
+        raise SystemExit(f"{where}: a block that begins with <!-- table: has no <!-- end -->")
 
     def block(match: re.Match[str]) -> str:
-        path = ROOT / "benchmarks" / "results" / f"{match['name']}.json"
+        path = results / f"{match['name']}.json"
         if not path.exists():
-            raise SystemExit(f"{path}: is missing, but a document shows its table")
-        result = json.loads(path.read_text())
-        return f"{match[1]}{TABLES[result['schema']](result)}{match[3]}"
+            if not match["shown"].strip():
+                return match[0]
+            raise SystemExit(
+                f"{where}: shows the table {match['name']}, but {path} is missing; measure it "
+                "again, or empty the block"
+            )
+        return f"{match[1]}{build_table(path)}{match[4]}"
 
     return BLOCK.sub(block, text)
 
 
-def main() -> None:
+def build_table(path: Path) -> str:
+    """The table of a result file.
+
+    Raises:
+        SystemExit: if it is none, or no table is made of its schema.
+    """
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+        schema = result["schema"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise SystemExit(f"{path}: is no result file ({error!r}); measure it again") from error
+    if schema not in TABLES:
+        raise SystemExit(
+            f"{path}: has the schema {schema!r}, of which no table is made; known: "
+            f"{', '.join(sorted(TABLES))}"
+        )
+    try:
+        return TABLES[schema](result)
+    except (KeyError, TypeError, IndexError) as error:
+        raise SystemExit(
+            f"{path}: says {schema!r}, but is not laid out like it ({error!r}); measure it again"
+        ) from error
+
+
+def main(root: Path = ROOT) -> None:
     """Rewrite the documents, or check them."""
     if not set(sys.argv[1:]) <= {"--check"}:
         raise SystemExit(__doc__)
     stale = []
-    for name in DOCUMENTS:
-        path = ROOT / name
-        text = path.read_text()
-        built = build(text)
+    for path in documents(root):
+        text = path.read_text(encoding="utf-8")
+        name = str(path.relative_to(root))
+        built = build(text, root / "benchmarks" / "results", name)
         if text != built:
             stale.append(name)
             if "--check" not in sys.argv:
-                path.write_text(built)
+                path.write_text(built, encoding="utf-8")
     if stale and "--check" in sys.argv:
         raise SystemExit(f"{', '.join(stale)}: differ from benchmarks/results; run tables.py")
 

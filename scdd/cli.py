@@ -176,7 +176,12 @@ def evaluate(
 def export(
     file: FileArgument,
     form: Annotated[
-        str, typer.Option("--format", metavar="FORMAT", help="imagefolder or parquet.")
+        str,
+        typer.Option(
+            "--format",
+            metavar="FORMAT",
+            help="imagefolder, parquet, or (of representations) dense.",
+        ),
     ],
     out: Annotated[Path, typer.Option("--out", help="A new folder.")],
     with_file: Annotated[

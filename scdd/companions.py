@@ -11,7 +11,7 @@ from scdd.config.dataset import DatasetConfig
 from scdd.config.load import read_run_config
 from scdd.datasets import ImageSource, load_dataset, load_split
 from scdd.datasets.pixel_statistics import with_statistics
-from scdd.distilled import Header, read_header
+from scdd.distilled import Header, read_header, require_classes
 from scdd.errors import DataError, FormatError, UserError
 
 
@@ -49,6 +49,7 @@ def companions_of(file: Path, data: Path | None, baseline: Path | None) -> Compa
         UserError: if what was given, or what the run directory names, does not fit the file.
     """
     header = read_header(file)
+    require_classes(file, header)
     val = _given_val(data, header) if data is not None else _run_val(file, header)
     if baseline is None:
         beside = file.parent / "random_real.h5"

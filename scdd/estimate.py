@@ -25,6 +25,7 @@ from scdd.steps import check_later_steps, load_instead
 from scdd.tables import size, table
 
 PROBE_SECONDS = 1.0
+LABELLING = ("relabel", "relabel_real", "baseline")
 PASSES = {"forward": 1, "input gradient": 2, "training": 3}
 
 
@@ -134,12 +135,15 @@ def _costs(
     whole = cfg.dataset.image_size
     stems = {key: _stem(section, taken.get(key)) for key, section in cfg.squeezes.items()}
     picture = 3.0 * rows * cfg.dataset.image_size**2
-    arms = 3 if cfg.recover_real else 2
+    steps = {step.name for step in steps_of(cfg)}
+    arms = len(steps & set(LABELLING))
     students = arms * len(cfg.posttrain.labels) * cfg.posttrain.seeds
     return [
         *_squeezes("squeeze", [cfg.squeeze], squeezed, whole, device),
         *_squeezes("squeeze_labellers", cfg.squeeze_labellers, train, whole, device),
         *_probes(cfg, taken, stems, train),
+        *_selections(cfg, stems, train, picture, device),
+        *_condensation(cfg, classes, train, picture),
         *_recoveries(cfg, stems, classes, picture),
         *_labellings(cfg, stems, classes, picture),
         Cost(
@@ -195,6 +199,30 @@ def _brings_classifier(section: SqueezeConfig, taken: Loaded | None) -> bool:
     return section.objective.name == "supervised" if taken is None else taken.head is not None
 
 
+def _selections(
+    cfg: RunConfig,
+    stems: Mapping[str, Stem | None],
+    train: int,
+    picture: float,
+    device: torch.device,
+) -> Iterator[Cost]:
+    """What real images are chosen by: features, or a training that counts what is forgotten."""
+    if cfg.scorer is not None:
+        yield from _squeezes("squeeze_scorer", [cfg.scorer], train, cfg.dataset.image_size, device)
+    if cfg.method in ("herding", "k_center"):
+        yield Cost("select", cfg.squeeze.arch, stems["squeeze"], 0, train, "forward", 500, picture)
+
+
+def _condensation(cfg: RunConfig, classes: int, train: int, picture: float) -> Iterator[Cost]:
+    """Real images are embedded, at most all there are; for synthetic ones there is a way back."""
+    section = cfg.condense
+    if section is not None:
+        real = section.iterations * min(classes * section.batch, train)
+        ours = section.iterations * classes * cfg.ipc
+        yield Cost("condense", section.arch, None, 0, real, "forward", section.batch)
+        yield Cost("condense", section.arch, None, 0, ours, "input gradient", cfg.ipc, picture)
+
+
 def _recoveries(
     cfg: RunConfig, stems: Mapping[str, Stem | None], classes: int, picture: float
 ) -> Iterator[Cost]:
@@ -222,7 +250,7 @@ def _labellings(
     rows, codec = classes * cfg.ipc, codec_of(cfg.relabel, classes)
     labelled = rows * cfg.relabel.views if codec is not None and codec.layout else 0
     disk = picture + sum(label_sizes(cfg.relabel, rows, cfg.dataset.image_size, classes))
-    for step in ("relabel", "relabel_real", "baseline"):
+    for step in LABELLING:
         for number, (key, network) in enumerate(cfg.teachers_of(step).items()):
             yield Cost(
                 step,

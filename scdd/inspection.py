@@ -4,13 +4,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from scdd.distilled import DistilledFile, verify
+from scdd.distilled import DenseSet, DistilledFile, FactoredSet, Pairs, verify
+from scdd.distilled.bill import describe_bill
 from scdd.distilled.computed_labels import TEACHER, check_teacher
+from scdd.distilled.factored import gram_error
 from scdd.distilled.labelling import load_labellers
 from scdd.distilled.reproduction import deviations
 from scdd.errors import FormatError
 from scdd.files import sha256_of
-from scdd.tables import size
+from scdd.tables import counted, size
 
 
 def describe(path: Path, thorough: bool, teachers: Sequence[Path] = ()) -> str:
@@ -28,16 +30,11 @@ def describe(path: Path, thorough: bool, teachers: Sequence[Path] = ()) -> str:
     """
     with DistilledFile(path) as file:
         header = file.header
-        images = file.images()
-        labels = _soft_labels(file)
-    per_class = f"ipc {header.ipc}" if header.ipc is not None else f"budget {header.budget_n}"
+        content = _pairs(file) if header.represented else _classified(file)
     lines = [
         f"{path} ({size(path.stat().st_size)})",
         f"  method       {header.method}, recipe {header.recipe}, seed {header.seed}",
-        f"  dataset      {header.dataset}, {len(header.class_names)} classes: "
-        + _some(header.class_names),
-        f"  images       {len(images)} of {header.image_size} px, {per_class}, {header.kind}",
-        f"  soft labels  {labels}",
+        *content,
         f"  teacher      {_teacher(header.teacher)}",
         *(f"  labelled by  {_network(network)}" for network in _labellers(header.teacher)),
         f"  made by      scdd {header.versions.get('scdd', '?')}, "
@@ -144,6 +141,51 @@ def _network(about: dict[str, Any]) -> str:
         f"{about.get('arch', 'unknown')}, {about.get('objective', 'unknown objective')}, "
         f"validation top-1 {score}{after}"
     )
+
+
+def _classified(file: DistilledFile) -> list[str]:
+    """Lines on images with class labels."""
+    header = file.header
+    per_class = f"ipc {header.ipc}" if header.ipc is not None else f"budget {header.budget_n}"
+    return [
+        f"  dataset      {header.dataset}, {len(header.class_names)} classes: "
+        + _some(header.class_names),
+        f"  images       {len(file.images())} of {header.image_size} px, {per_class}, "
+        f"{header.kind}",
+        f"  soft labels  {_soft_labels(file)}",
+    ]
+
+
+def _pairs(file: DistilledFile) -> list[str]:
+    """Lines on images with representations."""
+    header, parts, sizes = file.header, file.pairs(), file.bill
+    assert header.budget_n is not None
+    degrees = ", ".join(str(90 * turn) for turn in parts.turns)
+    lines = [
+        f"  dataset      {header.dataset}, without classes",
+        f"  images       {len(parts)} of {header.image_size} px, {header.pixel_space} pixels, "
+        f"{header.kind}",
+        f"  views        {counted(parts.num_views, 'view')} an image, turned by {degrees} degrees",
+        f"  targets      representations of length {header.target_dim}, {_turned(parts)}",
+    ]
+    if isinstance(parts, FactoredSet):
+        errors = gram_error(parts.image_basis), gram_error(parts.target_basis)
+        lines.append(
+            f"  bases        {sizes.image_bases} of {sizes.basis_size} px for images, gram error "
+            f"{errors[0]:.1e}; {sizes.target_bases} for targets, gram error {errors[1]:.1e}"
+        )
+    return [*lines, f"  bill         {describe_bill(sizes, header.budget_n)}"]
+
+
+def _turned(parts: Pairs) -> str:
+    """Where targets of turned views come from."""
+    if parts.num_views == 1 or isinstance(parts, DenseSet):
+        return "stored"
+    if parts.approximation is None:
+        return "those of turned views stored as coefficients"
+    hidden = parts.approximation.b0.shape[1]
+    beside = "" if parts.view_coefficients is None else ", stored beside to measure what that costs"
+    return f"those of turned views predicted, {hidden} hidden units{beside}"
 
 
 def _soft_labels(file: DistilledFile) -> str:

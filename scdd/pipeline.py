@@ -22,17 +22,21 @@ from scdd.models import create_model
 from scdd.progress import duration, say
 from scdd.report import print_report, run_report
 from scdd.run import PeakMemory, RunDirectory, environment, file_digests
+from scdd.stages.condense import check_embedding
 from scdd.steps import (
     Context,
     check_later_steps,
     run_baseline,
+    run_condense,
     run_posttrain,
     run_probe,
     run_probe_labellers,
     run_recover,
     run_relabel,
+    run_select,
     run_squeeze,
     run_squeeze_labellers,
+    run_squeeze_scorer,
 )
 
 
@@ -56,71 +60,96 @@ class Step:
     sharded: bool = False
 
 
-SCDD = (
+NETWORKS = (
     Step("squeeze", run_squeeze, ("squeeze",), images="squeeze_dataset", sharded=True),
     Step("squeeze_labellers", run_squeeze_labellers, ("squeeze_labellers",), sharded=True),
     Step("probe", run_probe, ("probe",), ("squeeze",), ("teacher.safetensors",), sharded=True),
     Step("probe_labellers", run_probe_labellers, ("probe",), ("squeeze_labellers",), sharded=True),
-    Step(
-        "recover",
-        run_recover,
-        ("recover", "ipc"),
-        ("probe", "probe_labellers"),
-        reads_images=False,
-        sharded=True,
-    ),
-    Step(
-        "relabel",
-        run_relabel,
-        ("relabel", "recipe"),
-        ("probe", "probe_labellers", "recover"),
-        ("distilled.h5",),
-        reads_images=False,
-        sharded=True,
-    ),
-    Step(
-        "recover_real",
-        run_recover,
-        ("recover_real", "ipc"),
-        ("probe", "probe_labellers"),
-        sharded=True,
-    ),
+)
+TEACHERS = ("probe", "probe_labellers")
+
+RECOVER = Step(
+    "recover", run_recover, ("recover", "ipc"), TEACHERS, reads_images=False, sharded=True
+)
+REAL_START = (
+    Step("recover_real", run_recover, ("recover_real", "ipc"), TEACHERS, sharded=True),
     Step(
         "relabel_real",
         run_relabel,
         ("relabel", "recipe"),
-        ("probe", "probe_labellers", "recover_real"),
+        (*TEACHERS, "recover_real"),
         ("real_start.h5",),
         reads_images=False,
         sharded=True,
     ),
-    Step(
-        "baseline",
-        run_baseline,
-        ("relabel", "recipe", "ipc"),
-        ("probe", "probe_labellers"),
-        ("random_real.h5",),
+)
+BASELINE = Step(
+    "baseline",
+    run_baseline,
+    ("relabel", "recipe", "ipc"),
+    TEACHERS,
+    ("random_real.h5",),
+    sharded=True,
+)
+
+
+def _method(images: Step, *arms: Step, before: tuple[Step, ...] = ()) -> tuple[Step, ...]:
+    """The steps of a method that makes its images by `images` and labels them by the teachers.
+
+    `arms` are the steps of what its students are compared with; those that show a file label it.
+    """
+    relabel = Step(
+        "relabel",
+        run_relabel,
+        ("relabel", "recipe"),
+        (*TEACHERS, images.name),
+        ("distilled.h5",),
+        reads_images=False,
         sharded=True,
-    ),
-    Step(
+    )
+    labelled = tuple(arm.name for arm in arms if arm.shown)
+    posttrain = Step(
         "posttrain",
         run_posttrain,
         ("posttrain",),
-        ("relabel", "relabel_real", "baseline"),
+        ("relabel", *labelled),
         ("results.json",),
         sharded=True,
-    ),
-    Step(
+    )
+    report = Step(
         "report",
         run_report,
         (),
         ("probe", "posttrain"),
         ("report.md", "gallery.png", "recover_losses.png", "recover_real_losses.png"),
         reads_images=False,
-    ),
-)
+    )
+    # What needs no network comes first, so that it stays when those are made anew.
+    made = (*NETWORKS, *before, images) if images.inputs else (images, *NETWORKS, *before)
+    return (*made, relabel, *arms, posttrain, report)
 
-METHODS = {"scdd": SCDD}
+
+def _selecting(*networks: str) -> Step:
+    return Step("select", run_select, ("select", "ipc"), (*networks, "probe"), sharded=True)
+
+
+SCDD = _method(RECOVER, *REAL_START, BASELINE)
+RANDOM = _method(_selecting())
+FEATURES = _method(_selecting("squeeze"), BASELINE)
+SCORER = Step("squeeze_scorer", run_squeeze_scorer, ("squeeze", "squeeze_scorer"), sharded=True)
+FORGETTING = _method(_selecting("squeeze", "squeeze_scorer"), BASELINE, before=(SCORER,))
+
+DM = _method(Step("condense", run_condense, ("condense", "ipc")), BASELINE)
+
+METHODS = {
+    "scdd": SCDD,
+    "sre2l": SCDD,
+    "random": RANDOM,
+    "herding": FEATURES,
+    "k_center": FEATURES,
+    "forgetting": FORGETTING,
+    "dm": DM,
+}
 
 TORN = ".*.tmp"
 """What `replacing` was writing when its process was killed."""
@@ -133,6 +162,8 @@ def steps_of(cfg: RunConfig) -> tuple[Step, ...]:
         left_out += ("recover_real", "relabel_real")
     if not cfg.squeeze_labellers:
         left_out += ("squeeze_labellers", "probe_labellers")
+    if cfg.scorer is None:
+        left_out += ("squeeze_scorer",)
     return tuple(
         replace(
             step,
@@ -276,6 +307,8 @@ def _settings(cfg: RunConfig, step: Step) -> dict[str, Any]:
     del images["workers"]  # Changes no result.
     if images["storage"] == "resident":
         del images["storage"]  # As before there was a choice, so that older runs go on.
+    if step.name in {network.name for network in NETWORKS}:
+        values["method"] = "scdd"  # Whatever is made with them: other methods may take up a copy.
     return {name: values[name] for name in ("method", "seed", step.images, *step.sections)}
 
 
@@ -325,6 +358,10 @@ def _check_networks(cfg: RunConfig) -> None:
         name: count_batchnorm(_plain(name, network.arch, size, network.stem))
         for name, network in cfg.squeezes.items()
     }
+    if cfg.scorer is not None:
+        _network("squeeze_scorer", cfg.scorer.arch, size, cfg.scorer.stem)
+    if cfg.condense is not None:
+        check_embedding(cfg.condense.arch, size)
     for step, section in cfg.recoveries.items():
         for name, network in cfg.teachers_of(step).items():
             _check_layers(f"{name}.arch = {network.arch}", layers[name], step, section)

@@ -40,7 +40,7 @@ def run_report(context: Context, step: str) -> tuple[str, ...]:
     )
     losses = _loss_pictures(context, folder)
     lines = [
-        f"# {context.cfg.dataset.name}: {context.cfg.method}, {context.cfg.ipc} images per class",
+        f"# {context.cfg.dataset.name}: {context.cfg.method}, {_count(context)}",
         "",
         table_text,
         "",
@@ -62,6 +62,14 @@ def run_report(context: Context, step: str) -> tuple[str, ...]:
     with replacing(folder / "report.md") as temporary:
         temporary.write_text("\n".join(lines), encoding="utf-8")
     return ("report.md", "gallery.png", *losses)
+
+
+def _count(context: Context) -> str:
+    """How many images the method has made, in words."""
+    cfg = context.cfg
+    if cfg.select is not None and not cfg.select.balanced:
+        return f"{cfg.ipc * len(context.dataset.classes)} images of all classes together"
+    return f"{cfg.ipc} images per class"
 
 
 def _loss_pictures(context: Context, folder: Path) -> list[str]:
@@ -107,7 +115,8 @@ def print_report(run: Path) -> None:
     """Print the tables of a finished run, and where its files are."""
     text = (run / "report" / "report.md").read_text(encoding="utf-8")
     print("\n" + "\n".join(line for line in text.splitlines() if not line.startswith("![")))
-    print(f"Files: {run}/distilled.h5, random_real.h5, gallery.png, report.md")
+    names = ("distilled.h5", "random_real.h5", "gallery.png", "report.md")
+    print(f"Files: {run}/{', '.join(name for name in names if (run / name).exists())}")
 
 
 def accuracy_table(context: Context, results: dict[str, Any]) -> str:
@@ -157,26 +166,57 @@ def time_table(context: Context) -> str:
 
 def real_pixels(cfg: RunConfig, arm: Arm) -> str:
     """Whether real pixels are in the images of an arm."""
-    if arm.step == "baseline":
+    if arm.step == "baseline" or cfg.images_from == "select":
         return "yes"
-    section = cfg.recover if arm.step == "relabel" else cfg.recover_real
+    section = (cfg.condense or cfg.recover) if arm.step == "relabel" else cfg.recover_real
     start = section.start if section is not None else "real"
     return {"noise": "no", "real": "start only"}.get(start, f"start only ({start})")
 
 
 def _remarks(cfg: RunConfig) -> list[str]:
-    origin = (
+    return [
+        *_origin(cfg),
+        "- Soft labels are the teacher's logits on stored views; hard labels are the classes,",
+        "  on the same views and for the same number of steps.",
+        "- A step that was interrupted counts the time since it was last taken up.",
+    ]
+
+
+def _origin(cfg: RunConfig) -> list[str]:
+    """Where the images of the rows come from."""
+    if not cfg.has_baseline:
+        return [
+            "- `distilled` is random untouched training images: what every other method has to be",
+            "  compared with, under the same labels and the same training.",
+        ]
+    if cfg.condense is not None:
+        start = "noise" if cfg.condense.start == "noise" else "random real images"
+        return [
+            f"- `distilled` starts from {start} and is matched to all real images in untrained",
+            "  networks. `random real` is untouched training images: what it has to be compared",
+            "  with, under the same labels and the same training.",
+        ]
+    if cfg.recover is None:
+        return [
+            f"- `distilled` is untouched training images, chosen by {cfg.method}. `random real` is",
+            "  random ones: what the others have to be compared with, under the same labels and",
+            "  the same training.",
+        ]
+    start = (
         "- `distilled` starts from noise: no real pixel is in it."
         if cfg.recover.start == "noise"
         else f"- `distilled` starts from real images here (recover.start = {cfg.recover.start})."
     )
+    if cfg.recover_real is None:
+        return [
+            f"{start} `random real` is untouched",
+            "  training images: what the other row has to be compared with, under the same",
+            "  labels and the same training.",
+        ]
     return [
-        f"{origin} `real start` begins with real",
+        f"{start} `real start` begins with real",
         "  images and changes them. `random real` is untouched training images: what the other",
         "  rows have to be compared with, under the same labels and the same training.",
-        "- Soft labels are the teacher's logits on stored views; hard labels are the classes,",
-        "  on the same views and for the same number of steps.",
-        "- A step that was interrupted counts the time since it was last taken up.",
     ]
 
 

@@ -26,6 +26,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "bilevel",
         "bn_plots",
         "companions",
+        "coresets",
         "datasets",
         "distilled",
         "foreign",

@@ -8,9 +8,17 @@ import pytest
 import torch
 from PIL import Image
 
-from scdd.distilled import DistilledDataset, Header, write_distilled
-from scdd.gallery import MOST_CLASSES, MOST_IMAGES, draw_gallery
+from scdd.distilled import (
+    DenseSet,
+    DistilledDataset,
+    Header,
+    RepresentationDataset,
+    write_distilled,
+    write_pairs,
+)
+from scdd.gallery import MOST_CLASSES, MOST_IMAGES, draw_gallery, draw_views
 from tests.conftest import FinishedRun
+from tests.distilled.random_sets import header_for
 
 SIDE = 8
 
@@ -87,6 +95,27 @@ def test_of_many_classes_and_images_the_first_are_shown(tmp_path: Path):
     columns = places(picture, colour(0, MOST_IMAGES + 2))[1]
     blocks = 1 + int((np.diff(np.unique(columns)) > 1).sum())
     assert blocks == MOST_IMAGES
+
+
+def test_views_stand_in_rows_and_what_has_fewer_of_them_leaves_white(tmp_path: Path):
+    """Two colours in the upper left corner of grey images, which turns move."""
+    arms = {}
+    for name, turns in (("one", (0,)), ("three", (0, 1, 2))):
+        pixels = torch.full((2, 3, SIDE, SIDE), 128, dtype=torch.uint8)
+        pixels[:, :, : SIDE // 2, : SIDE // 2] = torch.tensor(colour(3, 1))[:, None, None]
+        parts = DenseSet(turns, pixels, torch.zeros(len(turns), 2, 5))
+        write_pairs(tmp_path / f"{name}.h5", header_for(parts), parts)
+        arms[name] = RepresentationDataset.open(tmp_path / f"{name}.h5")
+    draw_views(tmp_path / "views.png", arms)
+    with Image.open(tmp_path / "views.png") as opened:
+        picture = np.asarray(opened.convert("RGB"))
+    half = picture.shape[1] // 2
+    corners = [places(part, colour(3, 1)) for part in (picture[:, :half], picture[:, half:])]
+    assert corners[1].shape[1] == pytest.approx(3 * corners[0].shape[1], rel=0.1)
+    grey = places(picture[:, half:], (128, 128, 128))
+    tops = [corners[1][0].min(), grey[0].min()]
+    assert tops[0] == tops[1], "not turned, it is above"
+    assert corners[1][0].max() == grey[0].max(), "turned by 90 or 180 degrees, it is below"
 
 
 def test_a_run_leaves_a_picture_of_its_arms(finished_run: FinishedRun):

@@ -1,7 +1,6 @@
 """How results are shown: cells, protocol lines, and the two files of a results folder."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,6 +9,7 @@ from scdd.distilled import Header
 from scdd.files import replacing, write_json
 from scdd.run import environment
 from scdd.tables import counted, mean_sd, size
+from scdd_apps.files import Inputs
 
 NOT_SCORED = "n/a (no --data)"
 
@@ -33,19 +33,20 @@ def score_line(header: Header, scored: int, seeds: int, label_bytes: int) -> str
     """What the numbers of a table are."""
     real = f"on {scored} real validation images" if scored else "not measured"
     trained = counted(seeds, "seed") + (", mean and sd" if seeds > 1 else "")
+    labels = f", {size(label_bytes)} of soft labels and views" if label_bytes else ""
     return (
         f"Top-1 % {real}, last epoch, {trained}. Recipe {header.recipe}, method "
-        f"{header.method}, {header.count} images of {header.image_size} px, "
-        f"{size(label_bytes)} of soft labels and views."
+        f"{header.method}, {header.count} images of {header.image_size} px{labels}."
     )
 
 
 def write_results(
-    out: Path, title: str, text: str, result: dict[str, Any], device: torch.device
+    inputs: Inputs, app: str, title: str, text: str, result: dict[str, Any], device: torch.device
 ) -> None:
-    """Write results.json and report.md into `out`."""
-    measured = environment(str(device), torch.get_num_threads())
-    write_json(out / "results.json", {**result, "environment": measured})
+    """Write report.md and results.json, which opens with what the numbers are of."""
+    measured, out = environment(str(device), torch.get_num_threads()), inputs.out
+    facts = {"app": app, **_facts(inputs)}
+    write_json(out / "results.json", {**facts, **result, "environment": measured})
     versions = measured["versions"]
     where = (
         torch.cuda.get_device_name(device)
@@ -55,3 +56,19 @@ def write_results(
     footer = f"Measured on {where}; torch {versions['torch']}, scdd {versions['scdd']}."
     with replacing(out / "report.md") as temporary:
         temporary.write_text(f"# {title}\n\n{text}\n\n{footer}\n", encoding="utf-8")
+
+
+def _facts(inputs: Inputs) -> dict[str, Any]:
+    header = inputs.header
+    return {
+        "file": str(inputs.file),
+        "digest": header.digest,
+        "dataset": header.dataset,
+        "method": header.method,
+        "recipe": header.recipe,
+        "images": header.count,
+        "classes": len(header.class_names),
+        "image_size": header.image_size,
+        "val_images": 0 if inputs.val is None else len(inputs.val.labels),
+        "scored_on": inputs.val_digest,
+    }

@@ -2,6 +2,7 @@
 
 import copy
 import difflib
+import re
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -10,10 +11,12 @@ from typing import Any, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from scdd.config.methods import change_method
 from scdd.config.posttrain import PosttrainConfig
 from scdd.config.relabel import RelabelConfig
 from scdd.config.run import RunConfig
 from scdd.errors import ConfigError
+from scdd.progress import say
 
 DEFAULT_PRESET = "digits"
 BESIDE_THE_RECIPE = {
@@ -59,7 +62,8 @@ def find_config(source: str | None) -> Path:
 def load_config(source: str | None, overrides: Sequence[str] = ()) -> RunConfig:
     """Read a YAML file or preset, apply `key=value` overrides, check every key.
 
-    A recipe that overrides change is `custom`.
+    A recipe that overrides change is `custom`. Where they change the method, sections that only the
+    one of the file has use for are left out, which is said.
 
     Args:
         source: path or preset name; None for the default preset.
@@ -71,6 +75,9 @@ def load_config(source: str | None, overrides: Sequence[str] = ()) -> RunConfig:
     path = find_config(source)
     settings = read_yaml(path)
     written = check(settings, path.name)
+    methods = [text for key, _, text in (o.partition("=") for o in overrides) if key == "method"]
+    if methods and (notes := change_method(settings, methods[-1])):
+        say(f"method {methods[-1]}: {', '.join(notes)}")
     cfg = _changed(settings, [(override, override) for override in overrides])
     same = _recipe(cfg) == _recipe(written)
     return cfg.model_copy(update={"recipe": written.recipe if same else "custom"})
@@ -228,6 +235,10 @@ def _entry(place: Any, name: str, following: str, override: str) -> Any:
     return place[name]
 
 
+_NAMES = re.compile("'([^']*)'")
+"""Quoted in what pydantic says."""
+
+
 def _sentence(error: ValidationError) -> str:
     first = error.errors()[0]
     location, sections = _located(first["loc"])
@@ -254,7 +265,8 @@ def _sentence(error: ValidationError) -> str:
         # A section says itself which of its keys it means.
         joint = "." if message.split(":")[0] in sections[0].model_fields else ": "
         return f"{key}{joint}{message}" if key else message
-    return f"{key}: {message}, found {found!r}"
+    close = _did_you_mean(found, _NAMES.findall(message)) if kind == "literal_error" else ""
+    return f"{key}: {message}, found {found!r}{close}"
 
 
 def _located(location: Sequence[int | str]) -> tuple[list[str], list[type[BaseModel]]]:
@@ -286,6 +298,6 @@ def _sections(annotation: Any) -> list[type[BaseModel]]:
     return [section for part in get_args(annotation) for section in _sections(part)]
 
 
-def _did_you_mean(name: str, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=1)
+def _did_you_mean(name: Any, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(str(name), known, n=1)
     return f", did you mean '{close[0]}'?" if close else ""

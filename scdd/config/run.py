@@ -1,15 +1,31 @@
 """The whole configuration of one `scdd distill` run."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    PositiveInt,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
+from scdd.config.condense import CondenseConfig
 from scdd.config.dataset import DatasetConfig
+from scdd.config.methods import (
+    OWN_SECTIONS,
+    Method,
+    concerns,
+    supervised_like,
+    with_own_sections,
+)
 from scdd.config.posttrain import PosttrainConfig
 from scdd.config.probe import ProbeConfig
 from scdd.config.recover import RecoverConfig, RecoverRealConfig
 from scdd.config.relabel import RelabelConfig
 from scdd.config.section import Section
+from scdd.config.select import SelectConfig
 from scdd.config.squeeze import SqueezeConfig
 
 
@@ -18,7 +34,7 @@ class RunConfig(Section):
 
     summary: str = ""
     """One line for `scdd presets`."""
-    method: Literal["scdd"] = "scdd"
+    method: Method = "scdd"
     recipe: Literal["paper", "best", "custom"] = "custom"
     """paper: SC-DD as published; best: what the field has learnt since; custom: neither, as is any
     preset of which `--set` changes more than where and how often it is run."""
@@ -39,7 +55,15 @@ class RunConfig(Section):
     classifier, by its own head where it has one, else as `probe` says, and so does each of its
     `keep_epochs`; `recover.teachers` and `relabel.teachers` use them."""
     probe: ProbeConfig = ProbeConfig()
-    recover: RecoverConfig = RecoverConfig()
+    recover: RecoverConfig | None = None
+    """Of the methods that make images from networks."""
+    select: SelectConfig | None = None
+    """Of the methods that choose real images."""
+    condense: CondenseConfig | None = None
+    """Of dm."""
+    squeeze_scorer: SqueezeConfig | None = None
+    """Of forgetting alone: the training with labels that counts what is forgotten. Not given:
+    squeeze itself where it learns from labels, else its settings with the supervised objective."""
     relabel: RelabelConfig = RelabelConfig()
     recover_real: RecoverRealConfig | None = None
     """A second arm whose images start from real ones; not given: no such arm."""
@@ -56,8 +80,30 @@ class RunConfig(Section):
     @property
     def recoveries(self) -> dict[str, RecoverConfig]:
         """The sections of the steps that recover images, by their names."""
-        real = self.recover_real
-        return {"recover": self.recover} | ({"recover_real": real} if real is not None else {})
+        found = {"recover": self.recover, "recover_real": self.recover_real}
+        return {name: section for name, section in found.items() if section is not None}
+
+    @property
+    def images_from(self) -> str:
+        """The step that makes the images."""
+        return OWN_SECTIONS[self.method][0]
+
+    @property
+    def scorer(self) -> SqueezeConfig | None:
+        """The training of its own that counts what is forgotten, if the method needs one."""
+        learns_from_labels = self.squeeze.objective.name == "supervised"
+        if self.method != "forgetting" or self.squeeze_scorer is not None:
+            return self.squeeze_scorer
+        # Its counts are those of the images that are chosen from.
+        if learns_from_labels and self.squeeze.checkpoint is None and self.squeeze_dataset is None:
+            return None
+        settings = self.squeeze.model_dump(exclude={"checkpoint", "keep_epochs"})
+        return SqueezeConfig.model_validate(supervised_like(settings))
+
+    @property
+    def has_baseline(self) -> bool:
+        """Whether random real images are a second arm; under `random` they are the first."""
+        return self.method != "random"
 
     @property
     def choices_of_teachers(self) -> dict[str, RecoverConfig | RelabelConfig]:
@@ -72,6 +118,51 @@ class RunConfig(Section):
             for name, network in self.squeezes.items()
             if wanted in ("all", "teacher" if name == "squeeze" else "labellers")
         }
+
+    @model_validator(mode="before")
+    @classmethod
+    def _has_the_sections_of_its_method(cls, settings: Any) -> Any:
+        return with_own_sections(settings) if isinstance(settings, dict) else settings
+
+    @model_serializer(mode="wrap")
+    def _leaves_out_sections_of_other_methods(
+        self, handler: SerializerFunctionWrapHandler
+    ) -> dict[str, Any]:
+        found: dict[str, Any] = handler(self)
+        return {name: value for name, value in found.items() if concerns(self.method, name)}
+
+    @model_validator(mode="after")
+    def _the_teacher_of_sre2l_learns_from_labels(self) -> Self:
+        if self.method != "sre2l":
+            return self
+        objective = self.squeeze.objective.name
+        if objective != "supervised" and self.squeeze.checkpoint is None:
+            raise ValueError(
+                f"method is sre2l, whose squeeze learns from labels, but squeeze.objective is "
+                f"{objective}; set squeeze.objective={{name: supervised}}, or choose method scdd"
+            )
+        if self.probe.solver != "given":
+            raise ValueError(
+                "method is sre2l, whose teacher keeps the classifier of squeeze, but probe.solver "
+                f"is {self.probe.solver}; set it to given"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _a_training_counts_what_is_forgotten(self) -> Self:
+        scorer = self.squeeze_scorer
+        if scorer is None:
+            if self.method == "forgetting" and self.squeeze.checkpoint is not None:
+                raise ValueError(
+                    "method is forgetting, which counts what a training forgets, but squeeze takes "
+                    "the weights of a checkpoint; describe that training in squeeze_scorer"
+                )
+        elif scorer.checkpoint is not None or scorer.objective.name != "supervised":
+            raise ValueError(
+                "squeeze_scorer: is the training with labels that counts what is forgotten; set "
+                "its objective to {name: supervised}, with views [{count: 1}] and no checkpoint"
+            )
+        return self
 
     @model_validator(mode="after")
     def _labellers_differ(self) -> Self:
@@ -177,7 +268,10 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _views_are_no_larger_than_the_images(self) -> Self:
-        for name, section in self.squeezes.items():
+        trained = self.squeezes
+        if self.squeeze_scorer is not None:
+            trained["squeeze_scorer"] = self.squeeze_scorer
+        for name, section in trained.items():
             largest = max(size or 0 for size in section.view_sizes)
             if largest > self.dataset.image_size:
                 raise ValueError(

@@ -18,6 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 QUARTER_TURNS = 4
+LARGEST_GROWTH = 32
+"""Times that a basis image may be enlarged; 2 and 4 are usual. A file that asks for more would take
+far more memory than it is long."""
 
 
 class Approximation(NamedTuple):
@@ -176,10 +179,11 @@ def _shape_fault(parts: FactoredSet) -> str | None:
     vectors, width, length = len(parts.image_basis), len(parts.target_basis), len(parts.image_mean)
     count, dim, others = len(parts), parts.target_dim, parts.num_views - 1
     side = math.isqrt(length // 3)
-    if 3 * side * side != length or not 1 <= side <= parts.image_size:
+    least = -(-parts.image_size // LARGEST_GROWTH)
+    if 3 * side * side != length or not least <= side <= parts.image_size:
         return (
-            f"image_mean has {length} values, not those of 3 channels of a square of at most "
-            f"{parts.image_size} px"
+            f"image_mean has {length} values, not those of 3 channels of a square of "
+            f"{least} .. {parts.image_size} px"
         )
     wanted = {
         "image_mean": (length,),

@@ -4,7 +4,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -13,8 +13,9 @@ from scdd.config.section import Triple
 
 FORMAT = "scdd"
 FORMAT_VERSION = 1
-KINDS = ("dense",)
-TARGET_KINDS = ("logits", "none")
+KINDS = ("dense", "factored")
+TARGET_KINDS = ("logits", "none", "representation")
+PIXEL_SPACES = ("unit", "normalized")
 LARGEST_IMAGE = 2**15 - 1
 """Pixel positions in view records are int16."""
 
@@ -24,6 +25,8 @@ TEXTS = ("kind", "target_kind", "method", "recipe", "dataset", "created")
 NUMBERS = ("target_dim", "image_size", "seed")
 STRUCTURES = ("class_names", "mean", "std", "ipc", "budget_n", "config", "versions", "teacher")
 """Root attributes by type: text, integer, JSON text (what has parts, or may be null)."""
+MORE_TEXTS, MORE_NUMBERS = ("pixel_space",), ("image_count",)
+"""The same where targets are representations, and only there."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +38,8 @@ class Header:
     """
 
     target_kind: str
-    """logits: views and soft labels are stored; none: images and labels alone."""
+    """logits: views and soft labels are stored; none: images and labels alone; representation:
+    vectors of a self-supervised network for turned views, and no classes."""
     method: str
     recipe: str
     dataset: str
@@ -47,11 +51,18 @@ class Header:
     ipc: int | None
     """Images per class, in rank-major order; None where classes are unequal or absent."""
     budget_n: int | None = None
-    """Number of images where `ipc` is None."""
+    """Number of images where `ipc` is None; with representations the storage budget, as a number
+    of plain images with a target each."""
     seed: int
     kind: str = "dense"
+    """dense: every image is stored as pixels; factored: as coefficients of a basis."""
     target_dim: int = 0
-    """Length of a soft label; 0 without soft labels."""
+    """Length of a soft label or representation; 0 without."""
+    pixel_space: str = "unit"
+    """unit: pixels are uint8; normalized: floats, from which `mean` is taken and by which `std`
+    divided already. With representations alone."""
+    image_count: int = 0
+    """Number of images with representations; 0 without."""
     config: dict[str, Any] = field(default_factory=dict)
     """The resolved configuration; shown, never acted on."""
     versions: dict[str, str] = field(default_factory=dict)
@@ -76,12 +87,28 @@ class Header:
             raise ValueError(fault)
 
     @property
+    def represented(self) -> bool:
+        """Whether targets are representations, and there are no classes."""
+        return self.target_kind == "representation"
+
+    @property
     def count(self) -> int:
         """Number of images N."""
+        if self.image_count:
+            return self.image_count
         if self.ipc is not None:
             return self.ipc * len(self.class_names)
         assert self.budget_n is not None
         return self.budget_n
+
+
+def attribute_names(
+    target_kind: str,
+) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
+    """Root attributes of a file, but for its digest: texts, integers, JSON texts."""
+    if target_kind == "representation":
+        return (*TEXTS, *MORE_TEXTS), (*NUMBERS, *MORE_NUMBERS), STRUCTURES
+    return TEXTS, NUMBERS, STRUCTURES
 
 
 def header_digest(header: Header, groups: Mapping[str, Any], hashes: Mapping[str, str]) -> str:
@@ -89,12 +116,10 @@ def header_digest(header: Header, groups: Mapping[str, Any], hashes: Mapping[str
 
     The same content has the same digest: `created` and the layout of the file are left out.
     """
-    left_out = {"created", "digest"}
+    names = {name for kind in attribute_names(header.target_kind) for name in kind} - {"created"}
     content = {
         "format": [FORMAT, FORMAT_VERSION],
-        "header": {
-            f.name: getattr(header, f.name) for f in fields(header) if f.name not in left_out
-        },
+        "header": {name: getattr(header, name) for name in names},
         "groups": groups,
         "datasets": sorted(hashes.items()),
     }
@@ -127,8 +152,9 @@ def _header_fault(header: Header) -> str | None:
     if header.target_kind not in TARGET_KINDS:
         return f"target_kind '{header.target_kind}' is not one of {', '.join(TARGET_KINDS)}"
     names = header.class_names
-    if not names or not all(isinstance(name, str) for name in names):
-        return "class_names is not a list of one text per class"
+    represented = header.represented
+    if represented == bool(names) or not all(isinstance(name, str) for name in names):
+        return f"class_names is not {'empty' if represented else 'a list of one text per class'}"
     for name, values in (("mean", header.mean), ("std", header.std)):
         if len(values) != 3 or not all(_is_finite(value) for value in values):
             return f"{name} is not three finite numbers"
@@ -141,13 +167,32 @@ def _header_fault(header: Header) -> str | None:
         return "exactly one of ipc and budget_n must be a positive number"
     if type(header.seed) is not int or not 0 <= header.seed < 2**63:
         return f"seed {header.seed} is not in 0 .. 2**63 - 1"
+    if represented:
+        fault = _representation_fault(header)
+        if fault is not None:
+            return fault
+    elif (header.kind, header.pixel_space, header.image_count) != ("dense", "unit", 0):
+        return "kind, pixel_space or image_count are of representations, which target_kind is not"
     wanted = len(names) if header.target_kind == "logits" else 0
-    if header.target_dim != wanted:
+    if not represented and header.target_dim != wanted:
         return f"target_dim is {header.target_dim}, but target_kind and class_names say {wanted}"
     for name in ("config", "versions", "teacher"):
         value = getattr(header, name)
         if not isinstance(value, dict) and not (name == "teacher" and value is None):
             return f"{name} is not a mapping"
+    return None
+
+
+def _representation_fault(header: Header) -> str | None:
+    if header.budget_n is None:
+        return "budget_n is not given, which representations need"
+    for name in ("target_dim", "image_count"):
+        if not _is_count(getattr(header, name)):
+            return f"{name} is {getattr(header, name)}, not a positive number"
+    if header.pixel_space not in PIXEL_SPACES:
+        return f"pixel_space '{header.pixel_space}' is not one of {', '.join(PIXEL_SPACES)}"
+    if header.kind == "factored" and header.pixel_space != "normalized":
+        return "pixel_space of a factored set is not normalized"
     return None
 
 

@@ -1,7 +1,7 @@
 """Reading and verifying a distilled file; what cannot be trusted is refused in one sentence."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -12,19 +12,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from scdd.distilled.bill import Sizes
 from scdd.distilled.format import (
     FORMAT,
     FORMAT_VERSION,
     IMAGES,
     KINDS,
     LABELS,
-    NUMBERS,
     SOFT_LABELS,
-    STRUCTURES,
     TARGET_KINDS,
-    TEXTS,
     VIEWS,
     Header,
+    attribute_names,
     content_hash,
     header_digest,
     label_fault,
@@ -41,6 +40,18 @@ from scdd.distilled.hdf5 import (
     open_hdf5,
     refuse,
     text_attribute,
+)
+from scdd.distilled.pairs import (
+    APPROXIMATION,
+    DENSE,
+    FACTORED,
+    OF_TURNED_VIEWS,
+    Axis,
+    Pairs,
+    budget_fault,
+    pairs_of,
+    sizes_of,
+    turns_of,
 )
 from scdd.distilled.records import (
     ViewRecords,
@@ -117,8 +128,35 @@ class DistilledFile:
         groups = (VIEWS, SOFT_LABELS)
         return sum(_bytes(d) for name, d in self._datasets.items() if name.startswith(groups))
 
+    def pairs(self) -> Pairs:
+        """Return all images and their representations, in the precision that they are stored in."""
+        if not self.header.represented:
+            refuse(
+                self.path,
+                "holds class labels, no representations",
+                "give a file of krr_st or boost",
+            )
+        records = self.views
+        assert records is not None
+        names = [n for n in self._datasets if n != LABELS and not n.startswith(VIEWS)]
+        stored = {name: self._read(name) for name in names}
+        for name, values in stored.items():
+            if not np.isfinite(values).all():
+                refuse(self.path, f"'{name}' is not finite")
+        try:
+            tensors = {name: torch.from_numpy(values) for name, values in stored.items()}
+            return pairs_of(self.header.image_size, turns_of(records), tensors)
+        except ValueError as error:
+            refuse(self.path, f"{error}")
+
+    @property
+    def bill(self) -> Sizes:
+        """What images and representations are billed for."""
+        return sizes_of({n: d.shape for n, d in self._datasets.items()}, self.header.image_size)
+
     def images(self, rows: slice = slice(None)) -> Tensor:
-        """Return images, uint8 [N or rows, 3, S, S]."""
+        """Return images, uint8 [N or rows, 3, S, S]; of a file of class labels, or of none."""
+        require_classes(self.path, self.header)
         with damage_refused(self.path):
             return torch.from_numpy(self._datasets[IMAGES][rows])
 
@@ -187,7 +225,10 @@ class DistilledFile:
         for name in self._datasets:
             yield from _sentence(lambda name=name: self._check_hash(name))
         yield from _sentence(self.labels)
-        yield from _sentence(lambda: self.views)
+        found = list(_sentence(lambda: self.views))
+        yield from found
+        if self.header.represented and not found:
+            yield from _sentence(self.pairs)
         for view in range(self.num_views if self.codec is not None and self.codec.layout else 0):
             found = list(_sentence(lambda view=view: self.logits(view)))
             yield from found
@@ -208,30 +249,76 @@ class DistilledFile:
             if value not in known:
                 refuse(path, f"{name} '{value}' is unknown here", NEWER)
         header = self._read_header()
-        labelled = header.target_kind != "none"
-        with_views = labelled or VIEWS in root
-        groups = [*([VIEWS] if with_views else []), *([SOFT_LABELS] if labelled else [])]
-        check_names(root, [IMAGES, LABELS, *groups], path)
-        if isinstance(root[IMAGES], h5py.Dataset) and root[IMAGES].dtype == np.float16:
-            refuse(path, "images of float16 (pixel_space 'normalized') are unknown here", NEWER)
-        count, size = header.count, header.image_size
-        self._add(root, IMAGES, "|u1", (count, 3, size, size))
-        self._add(root, LABELS, "<i4", (count,))
         self._groups: dict[str, dict[str, Any]] = {}
-        if with_views:
-            self._check_views(count)
-        if labelled:
-            self._check_soft_labels(count, header.target_dim)
+        if header.represented:
+            self._check_pairs(header)
+        else:
+            self._check_classified(header)
         hashes = {name: text_attribute(d, "sha256", path) for name, d in self._datasets.items()}
         if header.digest != header_digest(header, self._groups, hashes):
             refuse(path, "the header does not match the digest")
         return header
 
+    def _check_classified(self, header: Header) -> None:
+        root, path, count, size = self._file, self.path, header.count, header.image_size
+        labelled = header.target_kind != "none"
+        with_views = labelled or VIEWS in root
+        groups = [*([VIEWS] if with_views else []), *([SOFT_LABELS] if labelled else [])]
+        check_names(root, [IMAGES, LABELS, *groups], path)
+        self._add(root, IMAGES, "|u1", (count, 3, size, size))
+        self._add(root, LABELS, "<i4", (count,))
+        if with_views:
+            self._check_views(count)
+        if labelled:
+            self._check_soft_labels(count, header.target_dim)
+
+    def _check_pairs(self, header: Header) -> None:
+        """Datasets of images and representations; axes of one name have one size."""
+        root, path = self._file, self.path
+        layout = DENSE if header.kind == "dense" else FACTORED
+        turned = {n: axes for n, axes in OF_TURNED_VIEWS.items() if n.partition("/")[0] in root}
+        if header.kind == "factored":
+            layout = layout | turned
+        names = dict.fromkeys(name.partition("/")[0] for name in layout)
+        check_names(root, [LABELS, VIEWS, *names], path)
+        self._add(root, LABELS, "<i4", (header.count,))
+        self._check_views(header.count)
+        if self._groups[VIEWS] != {"ops": ["rot90"], "padding": 0}:
+            refuse(path, "views of representations are other than turns", NEWER)
+        if header.kind == "factored" and self.num_views > 1 and not turned:
+            refuse(path, f"'{APPROXIMATION}' is missing, which predicts targets of turned views")
+        if any(name.startswith(f"{APPROXIMATION}/") for name in layout):
+            inner = [name.partition("/")[2] for name in layout if "/" in name]
+            check_names(group_at(root, APPROXIMATION, path), inner, path)
+        sizes = {"m": header.count, "S": header.image_size, "d": header.target_dim}
+        sizes |= {"V": self.num_views, "A": self.num_views - 1}
+        for name, axes in layout.items():
+            self._add_sized(name, axes, sizes, header.pixel_space == "unit")
+        shapes = {name: dataset.shape for name, dataset in self._datasets.items()}
+        assert header.budget_n is not None
+        fault = budget_fault(sizes_of(shapes, header.image_size), header.budget_n)
+        if fault is not None:
+            refuse(path, fault)
+
+    def _add_sized(
+        self, name: str, axes: Sequence[Axis], sizes: dict[str, int], unit: bool
+    ) -> None:
+        """Add a dataset of floats, and the sizes of those axes that were not known before."""
+        found = self._file[name]
+        half = isinstance(found, h5py.Dataset) and found.dtype == np.float16
+        dtype = "|u1" if name == IMAGES and unit else "<f2" if half else "<f4"
+        wanted = tuple(axis if isinstance(axis, int) else sizes.get(axis) for axis in axes)
+        shape = self._add(self._file, name, dtype, wanted).shape
+        for axis, size in zip(axes, shape, strict=True):
+            if isinstance(axis, str) and sizes.setdefault(axis, size) != size:
+                refuse(self.path, f"'{name}' has shape {list(shape)}, whose images are not square")
+
     def _read_header(self) -> Header:
         root, path = self._file, self.path
-        values: dict[str, Any] = {n: text_attribute(root, n, path) for n in (*TEXTS, "digest")}
-        values |= {name: attribute(root, name, path) for name in NUMBERS}
-        values |= {name: json_attribute(root, name, path) for name in STRUCTURES}
+        texts, numbers, structures = attribute_names(text_attribute(root, "target_kind", path))
+        values: dict[str, Any] = {n: text_attribute(root, n, path) for n in (*texts, "digest")}
+        values |= {name: attribute(root, name, path) for name in numbers}
+        values |= {name: json_attribute(root, name, path) for name in structures}
         for name in ("class_names", "mean", "std"):
             if not isinstance(values[name], list):
                 refuse(path, f"attribute '{name}' is not a list")
@@ -307,6 +394,20 @@ class DistilledFile:
     def _read(self, name: str) -> np.ndarray:
         with damage_refused(self.path):
             return self._datasets[name][()]
+
+
+def require_classes(path: Path, header: Header) -> None:
+    """Refuse a file whose targets are representations.
+
+    Raises:
+        FormatError: if it is one.
+    """
+    if header.represented:
+        refuse(
+            path,
+            "holds representations as targets, no class labels",
+            "give a file with class labels, or pre-train on this one by regression",
+        )
 
 
 def read_header(path: str | Path) -> Header:

@@ -13,6 +13,7 @@ from scdd.augment.randaugment import steps_in_range
 PARAMETERS: dict[str, tuple[torch.dtype, tuple[int | None, ...]]] = {
     "crop": (torch.int16, (4,)),
     "flip": (torch.uint8, ()),
+    "rot90": (torch.uint8, ()),
     "randaugment": (torch.int16, (None, 2)),
     "partner": (torch.int32, ()),
     "lambda": (torch.float32, ()),
@@ -24,6 +25,7 @@ PARAMETERS: dict[str, tuple[torch.dtype, tuple[int | None, ...]]] = {
 OPERATIONS: dict[str, tuple[str, ...]] = {
     "crop": ("crop",),
     "flip": ("flip",),
+    "rot90": ("rot90",),
     "randaugment": ("randaugment",),
     "mixup": ("partner", "lambda"),
     "cutmix": ("partner", "box"),
@@ -41,9 +43,10 @@ class ViewRecords:
     """V views of N images, each record complete but for the one of its partner.
 
     Attributes:
-        ops: the operations in order, out of crop, flip, randaugment, mixup or cutmix.
+        ops: the operations in order, out of crop, flip, rot90, randaugment, mixup or cutmix.
         parameters: crop int16 [V, N, 4] (top, left, height, width in pixels; what lies outside the
-            image is black), flip uint8 [V, N], randaugment int16 [V, N, steps, 2] (number and
+            image is black), flip uint8 [V, N], rot90 uint8 [V, N] (quarter turns
+            counter-clockwise), randaugment int16 [V, N, steps, 2] (number and
             parameter of each operation, as in scdd.augment.randaugment), partner int32 [V, N],
             lambda float32 [V, N] (weight of the own image in mixup), box int16 [V, N, 4] (top,
             left, height, width of what cutmix takes from the partner), group int32 [V, N] (images
@@ -208,6 +211,8 @@ def _in_range(name: str, values: Tensor, padding: int, count: int, size: int) ->
         return bool(((values >= 0) & (values <= 1) & (values == round_lambda(values))).all())
     if name == "flip":
         return bool((values <= 1).all())
+    if name == "rot90":
+        return bool((values < 4).all())
     if name in ("partner", "group"):
         return bool(((values >= 0) & (values < count)).all())
     if name == "randaugment":

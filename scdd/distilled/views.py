@@ -59,7 +59,7 @@ def sample_views(
 
 
 def render_views(images: Tensor, records: ViewRecords, view: int, index: Tensor) -> Tensor:
-    """Replay one view of some images: crop, flip, RandAugment, then mix with the partner's.
+    """Replay one view of some images: crop, flip, turn, RandAugment, then mix with the partner's.
 
     RandAugment works on whole values: its images are rounded to uint8 first.
 
@@ -174,6 +174,10 @@ def _random_boxes(own_share: Tensor, size: int, draw: torch.Generator) -> Tensor
 
 def _unmixed(images: Tensor, records: ViewRecords, view: int, index: Tensor) -> Tensor:
     shown = _crop_and_flip(images, records, view, index)
+    if "rot90" in records.ops:
+        turns = _pick(records, "rot90", view, index).to(images.device).view(-1, 1, 1, 1)
+        for quarters in (1, 2, 3):
+            shown = torch.where(turns == quarters, torch.rot90(shown, quarters, (2, 3)), shown)
     if "randaugment" not in records.ops:
         return shown
     whole = (shown * 255).round_().to(torch.uint8)

@@ -47,13 +47,8 @@ def dataset_card(
         scores: paragraphs on them.
     """
     header = data.header
-    front = yaml.safe_dump(_front_matter(header, form), sort_keys=False, width=1000)
     paragraphs = [
-        f"---\n{front}---",
-        f"# {code(header.dataset)} distilled by {code(header.method)}",
-        "**Licence:** not chosen yet. These images come from others, so their terms, and those of "
-        "the teacher's weights, decide which is possible. Set `license` in the first lines, and "
-        "remove this paragraph.",
+        *opening(header, form, "image-classification", header.count),
         "\n".join(_facts(data)),
         "## Labels",
         _labels(data, codec, copies),
@@ -89,9 +84,11 @@ def scores_of(file: Path, header: Header) -> list[str]:
         protocol = protocol_line(cfg.posttrain, cfg.recipe, results)
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise UserError(f"{path}: is damaged; make it again with --redo posttrain") from error
+    compared = "compare them with *random real*, which is untouched training images."
+    if not cfg.has_baseline:
+        compared = "it is random untouched training images, the baseline of other methods."
     return [
-        f"This dataset is the row *{arm.name}*. All rows have the same training; compare them with "
-        "*random real*, which is untouched training images.",
+        f"This dataset is the row *{arm.name}*. All rows have the same training; {compared}",
         rows,
         code(protocol, longest=1000),
     ]
@@ -107,38 +104,60 @@ def code(text: str, longest: int = LONGEST_TEXT) -> str:
     return f"{fence}{apart}{shown}{apart}{fence}"
 
 
-def _front_matter(header: Header, form: str) -> dict[str, Any]:
-    name = f"{header.dataset} distilled by {header.method}"
-    category = next((name for limit, name in _SIZES if header.count < limit), "n>1M")
-    return {
-        "license": "unknown",
-        "pretty_name": printable(name[:LONGEST_TEXT]),
-        "task_categories": ["image-classification"],
-        "size_categories": [category],
-        "tags": ["dataset-distillation", "scdd"],
-        "configs": [
-            {
-                "config_name": "default",
-                "data_files": [{"split": "train", "path": DATA_FILES[form]}],
-            }
-        ],
-    }
+def opening(header: Header, form: str, task: str, count: int) -> list[str]:
+    """Paragraphs that every card begins with.
+
+    Args:
+        header: of the file.
+        form: one of DATA_FILES, or one whose files the hub cannot show.
+        task: what the hub calls the use of the data.
+        count: number of images.
+    """
+    front = yaml.safe_dump(_front_matter(header, form, task, count), sort_keys=False, width=1000)
+    return [
+        f"---\n{front}---",
+        f"# {code(header.dataset)} distilled by {code(header.method)}",
+        "**Licence:** not chosen yet. These images come from others, so their terms, and those of "
+        "the teacher's weights, decide which is possible. Set `license` in the first lines, and "
+        "remove this paragraph.",
+    ]
 
 
-def _facts(data: DistilledDataset) -> list[str]:
-    header, side = data.header, data.image_size
-    mean, std = (", ".join(f"{x:.4f}" for x in values) for values in (data.mean, data.std))
+def origin_facts(header: Header) -> list[str]:
+    """Lines on how the images were made and are normalised."""
+    mean, std = (", ".join(f"{x:.4f}" for x in values) for values in (header.mean, header.std))
     ours, torch_version = (str(header.versions.get(name, "?")) for name in ("scdd", "torch"))
     return [
-        f"- Images: {len(data)} of {side} x {side} px, RGB, 8 bits, as they are in the file; "
-        + _counts(data),
-        f"- Classes: {len(data.classes)}",
         f"- Method: {code(header.method)}, recipe {code(header.recipe)}, seed {header.seed}",
         f"- Teacher: {_network(header.teacher)}",
         *_labellers(header.teacher),
         f"- Normalisation, of pixels in 0 .. 1: mean {mean}; standard deviation {std}",
         f"- Made by scdd {code(ours)} with torch {code(torch_version)}, {code(header.created)}",
         f"- Digest of the distilled file: {code(header.digest)}",
+    ]
+
+
+def _front_matter(header: Header, form: str, task: str, count: int) -> dict[str, Any]:
+    name = f"{header.dataset} distilled by {header.method}"
+    category = next((name for limit, name in _SIZES if count < limit), "n>1M")
+    files = [{"split": "train", "path": DATA_FILES[form]}] if form in DATA_FILES else []
+    return {
+        "license": "unknown",
+        "pretty_name": printable(name[:LONGEST_TEXT]),
+        "task_categories": [task],
+        "size_categories": [category],
+        "tags": ["dataset-distillation", "scdd"],
+        **({"configs": [{"config_name": "default", "data_files": files}]} if files else {}),
+    }
+
+
+def _facts(data: DistilledDataset) -> list[str]:
+    side = data.image_size
+    return [
+        f"- Images: {len(data)} of {side} x {side} px, RGB, 8 bits, as they are in the file; "
+        + _counts(data),
+        f"- Classes: {len(data.classes)}",
+        *origin_facts(data.header),
     ]
 
 

@@ -1,17 +1,11 @@
 """`scdd export`: the images of a distilled file as PNG files or as Parquet, with a dataset card."""
 
-import io
-import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from pathlib import Path
 
-from PIL import Image
-from torch import Tensor
-
-from scdd.distilled import DistilledDataset, DistilledFile
+from scdd.distilled import DistilledDataset, DistilledFile, read_header
 from scdd.distilled.computed_labels import TEACHER
 from scdd.errors import ConfigError
 from scdd.exchange.class_folders import (
@@ -23,11 +17,9 @@ from scdd.exchange.class_folders import (
 )
 from scdd.exchange.dataset_card import COPY, dataset_card, scores_of
 from scdd.exchange.parquet import GROUP_BYTES, all_different, require_pyarrow, write_parquet
+from scdd.exchange.png_files import png_files
+from scdd.exchange.representations import export_pairs
 from scdd.files import new_folder, sha256_of
-from scdd.progress import track
-
-AT_ONCE = 256
-"""Images that are encoded ahead of being written."""
 
 
 def export_file(file: Path, form: str, out: Path, with_file: bool) -> str:
@@ -35,7 +27,8 @@ def export_file(file: Path, form: str, out: Path, with_file: bool) -> str:
 
     Args:
         file: the distilled file.
-        form: `imagefolder` (train/<class>/<row>.png) or `parquet` (data/train.parquet).
+        form: `imagefolder` (train/<class>/<row>.png) or `parquet` (data/train.parquet); with
+            representations also `dense` (distilled.h5, decoded).
         out: the folder: new or empty, and there when it is whole.
         with_file: copy `file` beside, as distilled.h5, for soft labels and views, and the weights
             beside it that compute its labels where it has none.
@@ -44,6 +37,8 @@ def export_file(file: Path, form: str, out: Path, with_file: bool) -> str:
         UserError: if the file, the format or the folder cannot be used.
         RunError: if the disk is full.
     """
+    if read_header(file).represented:
+        return export_pairs(file, form, out, with_file)
     if form not in _WRITERS:
         raise ConfigError(f"--format {form}: choose {' or '.join(_WRITERS)}")
     if form == "parquet":
@@ -78,7 +73,7 @@ def _write_image_folder(folder: Path, data: DistilledDataset) -> None:
     images = Counter(labels)
     for label in images:  # -1 picks the last folder, that of no class.
         (folder / "train" / folders[label]).mkdir(parents=True)
-    for label, (name, png) in zip(labels, _pngs(data.images), strict=True):
+    for label, (name, png) in zip(labels, png_files(data.images), strict=True):
         (folder / "train" / folders[label] / name).write_bytes(png)
     written = [
         ClassFolder(folders[label], name, label, images[label])
@@ -93,7 +88,7 @@ def _write_parquet(folder: Path, data: DistilledDataset) -> None:
     (folder / "data").mkdir()
     write_parquet(
         folder / "data" / "train.parquet",
-        _pngs(data.images),
+        png_files(data.images),
         data.labels.tolist(),
         all_different(data.classes),
         rows=max(1, GROUP_BYTES // data.images[0].numel()),
@@ -104,18 +99,3 @@ _WRITERS: dict[str, Callable[[Path, DistilledDataset], None]] = {
     "imagefolder": _write_image_folder,
     "parquet": _write_parquet,
 }
-
-
-def _pngs(images: Tensor) -> Iterator[tuple[str, bytes]]:
-    """Yield `<row>.png` and the file for each of uint8 [N, 3, S, S], encoded in threads."""
-    digits = max(5, len(str(len(images) - 1)))
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        encoded = (png for part in images.split(AT_ONCE) for png in pool.map(_png, part))
-        for row, png in enumerate(track(encoded, len(images), "export")):
-            yield f"{row:0{digits}}.png", png
-
-
-def _png(image: Tensor) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()).save(file, "png")
-    return file.getvalue()

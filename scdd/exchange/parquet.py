@@ -1,8 +1,12 @@
-"""One Parquet file in the layout of Hugging Face `datasets`: PNG images and class labels."""
+"""One Parquet file in the layout of Hugging Face `datasets`: PNG images and labels or targets."""
 
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from scdd.errors import UserError
 
@@ -42,24 +46,49 @@ def write_parquet(
         rows: images in a row group.
     """
     import pyarrow as pa
+
+    meaning = {"names": list(classes), "_type": "ClassLabel"}
+    _write_rows(path, images, "label", pa.array(labels, pa.int64()), meaning, rows)
+
+
+def write_target_parquet(
+    path: Path, images: Iterable[tuple[str, bytes]], targets: NDArray[np.float32], rows: int
+) -> None:
+    """Write columns image, as `write_parquet` does, and target, of targets float32 [N, d]."""
+    import pyarrow as pa
+
+    length = targets.shape[1]
+    column = pa.FixedSizeListArray.from_arrays(pa.array(targets.reshape(-1)), length)
+    value = {"dtype": "float32", "_type": "Value"}
+    meaning = {"feature": value, "length": length, "_type": "Sequence"}
+    _write_rows(path, images, "target", column, meaning, rows)
+
+
+def _write_rows(
+    path: Path,
+    images: Iterable[tuple[str, bytes]],
+    name: str,
+    column: Any,
+    meaning: dict[str, Any],
+    rows: int,
+) -> None:
+    """Write images and the Arrow array `column` of that name and meaning for Hugging Face."""
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    features = {
-        "image": {"_type": "Image"},
-        "label": {"names": list(classes), "_type": "ClassLabel"},
-    }
+    features = {"image": {"_type": "Image"}, name: meaning}
     schema = pa.schema(
-        {"image": pa.struct({"bytes": pa.binary(), "path": pa.string()}), "label": pa.int64()},
+        {"image": pa.struct({"bytes": pa.binary(), "path": pa.string()}), name: column.type},
         metadata={"huggingface": json.dumps({"info": {"features": features}})},
     )
     source = iter(images)
     # Opened here: what fails to be written is then an OSError with its number. PNG is compressed.
     with path.open("wb") as file, pq.ParquetWriter(file, schema, compression="none") as writer:
-        for first in range(0, len(labels), rows):
-            part = labels[first : first + rows]
+        for first in range(0, len(column), rows):
+            part = column.slice(first, rows)
             named = [next(source) for _ in part]
-            column = [{"bytes": data, "path": name} for name, data in named]
-            writer.write_table(pa.table({"image": column, "label": part}, schema=schema))
+            pngs = [{"bytes": data, "path": file_name} for file_name, data in named]
+            writer.write_table(pa.table({"image": pngs, name: part}, schema=schema))
 
 
 def all_different(names: Sequence[str]) -> list[str]:

@@ -99,8 +99,12 @@ class Context:
 
     def arms(self) -> list[Arm]:
         """The arms of this configuration."""
-        with_real_start = self.cfg.recover_real is not None
-        return [arm for arm in ARMS if arm.step != "relabel_real" or with_real_start]
+        there = {
+            "relabel": True,
+            "relabel_real": self.cfg.recover_real is not None,
+            "baseline": self.cfg.has_baseline,
+        }
+        return [arm for arm in ARMS if there[arm.step]]
 
 
 def check_later_steps(cfg: RunConfig, dataset: Dataset) -> None:
@@ -144,21 +148,27 @@ def header_of(
     target_kind: str,
     method: str | None = None,
     labellers: Sequence[Path] = (),
+    budget_n: int | None = None,
+    taught: bool = True,
 ) -> Header:
     """Header of a file of the run.
 
     Args:
-        context: of the run, whose teacher is recorded.
+        context: of the run.
         about: a network that knows the classes and the pixel statistics of the file.
         target_kind: of the soft labels.
         method: how the images came to be; not given: that of the run.
         labellers: weights of the networks whose mean the labels are, if not that teacher's alone.
+        budget_n: number of images where classes are unequal; not given: `ipc` of each.
+        taught: whether the teacher of the run has to do with it, and is recorded.
     """
     cfg = context.cfg
-    path = context.run.path / "probe" / "teacher.safetensors"
-    teacher = teacher_record(path, load_weights(path)[1])
-    teacher["bn"] = cfg.relabel.teacher_bn
-    if labellers:
+    teacher: dict[str, Any] | None = None
+    if taught:
+        path = context.run.path / "probe" / "teacher.safetensors"
+        teacher = teacher_record(path, load_weights(path)[1])
+        teacher["bn"] = cfg.relabel.teacher_bn
+    if teacher is not None and labellers:
         teacher["labellers"] = [teacher_record(path, load_weights(path)[1]) for path in labellers]
     return Header(
         kind="dense",
@@ -171,8 +181,8 @@ def header_of(
         mean=tuple(about["mean"]),
         std=tuple(about["std"]),
         image_size=about["image_size"],
-        ipc=cfg.ipc,
-        budget_n=None,
+        ipc=cfg.ipc if budget_n is None else None,
+        budget_n=budget_n,
         seed=cfg.seed,
         config=cfg.model_dump(mode="json"),
         versions=versions(),

@@ -43,15 +43,17 @@ Read = Callable[[int, int], Tensor]
 
 
 def run_relabel(context: Context, step: str) -> tuple[str, ...]:
-    """Networks that label + recovered images -> the distilled file."""
-    source = "recover_real" if step == "relabel_real" else "recover"
+    """Networks that label + the method's images -> the distilled file."""
+    cfg = context.cfg
+    source = "recover_real" if step == "relabel_real" else cfg.images_from
     arm = next(arm for arm in ARMS if arm.step == step)
     with DistilledFile(context.run.path / source / "images.h5") as data:
 
         def read(first: int, last: int) -> Tensor:
             return data.images(slice(first, last))
 
-        return _label(context, step, read, data.labels(), arm.file, context.cfg.method)
+        labels, budget_n = data.labels(), data.header.budget_n
+        return _label(context, step, read, labels, arm.file, cfg.method, budget_n)
 
 
 def run_baseline(context: Context, step: str) -> tuple[str, ...]:
@@ -66,12 +68,18 @@ def run_baseline(context: Context, step: str) -> tuple[str, ...]:
 
 
 def _label(
-    context: Context, step: str, read: Read, labels: Tensor, file: str, method: str
+    context: Context,
+    step: str,
+    read: Read,
+    labels: Tensor,
+    file: str,
+    method: str,
+    budget_n: int | None = None,
 ) -> tuple[str, ...]:
     """Write the distilled file, and beside it the teacher if that is to compute the labels."""
     folder, leads = context.run.folder(step), context.world.leads
     if not (folder / file).exists():
-        _make(context, step, read, labels, folder / file, method)
+        _make(context, step, read, labels, folder / file, method, budget_n)
     if leads:
         remove_shards(folder / "shards")
     if context.cfg.relabel.codec != "teacher":
@@ -83,7 +91,13 @@ def _label(
 
 
 def _make(
-    context: Context, step: str, read: Read, labels: Tensor, target: Path, method: str
+    context: Context,
+    step: str,
+    read: Read,
+    labels: Tensor,
+    target: Path,
+    method: str,
+    budget_n: int | None,
 ) -> None:
     """Label stored views shard by shard, then write the distilled file from the shards.
 
@@ -125,7 +139,7 @@ def _make(
             labellers = files if cfg.teachers != "teacher" else []
             paths = [context.run.path.joinpath(*names) for names in labellers]
             kind = "none" if codec is None else "logits"
-            header = header_of(context, about, kind, method, paths)
+            header = header_of(context, about, kind, method, paths, budget_n)
             stored = _blocks(planned)
             write_distilled(target, header, images, labels.int(), stored, cfg.views, codec)
 

@@ -21,12 +21,25 @@ from scdd.steps.context import Context, about_network, check_later_steps, kept
 
 def run_squeeze(context: Context, step: str) -> tuple[str, ...]:
     """images -> backbone.safetensors, beside it the kept epochs and what labels have taught."""
-    check_later_steps(context.cfg, context.dataset)
-    for number, labeller in enumerate(context.cfg.squeeze_labellers):
-        if labeller.checkpoint is None:
-            check_squeeze(labeller, context.dataset.train, f"squeeze_labellers.{number}")
+    check_trainings(context)
     cfg, images = context.cfg, context.cfg.squeeze_dataset or context.cfg.dataset
     return _squeeze(context, step, cfg.squeeze, images, context.squeeze_dataset, "", cfg.seed)
+
+
+def check_trainings(context: Context) -> None:
+    """Refuse what any of the trainings, or a step after them, would refuse hours later.
+
+    Raises:
+        UserError: as `check_squeeze` and `check_later_steps` do.
+    """
+    cfg, train = context.cfg, context.dataset.train
+    check_later_steps(cfg, context.dataset)
+    for name, section in cfg.squeezes.items():
+        if section.checkpoint is None:
+            images = context.squeeze_dataset.train if name == "squeeze" else train
+            check_squeeze(section, images, name)
+    if cfg.scorer is not None:
+        check_squeeze(cfg.scorer, train, "squeeze_scorer")
 
 
 def run_squeeze_labellers(context: Context, step: str) -> tuple[str, ...]:
@@ -38,6 +51,14 @@ def run_squeeze_labellers(context: Context, step: str) -> tuple[str, ...]:
         key = f"{step}.{number}"
         names += _squeeze(context, key, cfg, images, context.dataset, cfg.arch, seed)
     return names
+
+
+def run_squeeze_scorer(context: Context, step: str) -> tuple[str, ...]:
+    """images -> forgetting.safetensors, by a training with labels of which nothing else is used."""
+    cfg, scorer = context.cfg, context.cfg.scorer
+    assert scorer is not None
+    seed = generator(cfg.seed, step, 0).initial_seed()
+    return _squeeze(context, step, scorer, cfg.dataset, context.dataset, "", seed)
 
 
 def load_instead(

@@ -1,5 +1,6 @@
 """Small distilled files, a folder of real images, and `scdd-apps` run within this process."""
 
+import json
 import os
 import signal
 import sys
@@ -9,6 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks.record import record
+from benchmarks.tables import TABLES
 from scdd.config.relabel import RelabelConfig
 from scdd.distilled import Header, make_codec, write_distilled
 from scdd.models import create_model
@@ -105,3 +108,11 @@ def apps(
 
     yield run
     signal.signal(signal.SIGTERM, handler)
+
+
+def documented(out: Path) -> str:
+    """The table that the documents would show of the results in a folder."""
+    result = record(out)
+    said = json.dumps(result)
+    assert str(out.parent) not in said and result["val_images"] == 12
+    return TABLES[result["schema"]](result)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from scdd.distilled import DistilledDataset
-from tests.apps.conftest import write_file
+from tests.apps.conftest import documented, write_file
 from tests.conftest import Outcome, child_environment
 
 Run = Callable[..., Outcome]
@@ -125,6 +125,9 @@ def test_crossarch_scores_every_architecture_and_skips_finished_rows(
     assert len(result["rows"]) == 16 and result["environment"]["versions"]["torch"]
     assert result["digest"] == DistilledDataset.open(small_file).header.digest
     assert cells((tmp_path / "out" / "report.md").read_text()) == table
+    first_lines = cells(documented(tmp_path / "out"))
+    assert [line[0] for line in first_lines] == ["resnet8", "resnet14"]
+    assert first_lines[0][4::2] == table[0][4:5] + table[1][4:5], "soft labels of both arms"
 
     rows = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "rows").iterdir()}
     assert len(rows) == 16 and all(path.suffix == ".json" for path in rows)

@@ -11,7 +11,7 @@ import torch
 from scdd.checkpoint import load_weights, save_weights
 from scdd.models import create_model
 from scdd_apps import load_pruned
-from tests.apps.conftest import CLASSES, write_file
+from tests.apps.conftest import CLASSES, documented, write_file
 from tests.apps.test_apps_commands import SHORT, cells, refused
 from tests.conftest import Command, Outcome
 from tests.pickled_code import Code
@@ -161,6 +161,11 @@ def test_prune_shows_every_stage_and_writes_networks_that_load(
     assert scratch[6:9] == ["-"] * 3 and 0 <= float(scratch[9]) <= 100
     assert pruned[4:6] == random[4:6] == scratch[4:6]
     assert "pull of 1.5" in first.stdout and "lambda" in first.stdout
+
+    written = cells(documented(tmp_path / "out"))
+    assert [[line[1], *line[4:]] for line in written[:4]] == [
+        [line[1], *line[6:]] for line in table
+    ]
 
     result = results(tmp_path / "out")
     rows = [row for row in result["rows"] if row["ratio"] == 0.5]

@@ -20,7 +20,7 @@ from scdd_apps.quantize.calibration import noise
 from scdd_apps.quantize.int8 import METHODS, prepared, quantised
 from scdd_apps.quantize.measures import labelled_images, qualities
 from scdd_apps.report_cost import latencies
-from tests.apps.conftest import CLASSES, MEAN, STD, write_file
+from tests.apps.conftest import CLASSES, MEAN, STD, documented, write_file
 from tests.apps.trained_networks import save_network
 from tests.conftest import Outcome
 
@@ -245,6 +245,7 @@ def test_quantize_compares_calibrations_and_writes_one_network(
     assert (kept["calibration"], kept["method"]) == ("distilled", "minmax")
     assert kept["bytes"] < rows[1]["bytes"] / 2
     assert (out / "report.md").read_text().count("\n| int8") == 9
+    assert documented(out).count("\n| int8") == 9
 
     session = onnxruntime.InferenceSession(out / "teacher-int8.onnx")
     facts = session.get_modelmeta().custom_metadata_map

@@ -14,6 +14,7 @@ def test_statistics_become_the_average_over_the_stored_views(small_file: Path):
     data = DistilledDataset.open(small_file)
     norm: Any = nn.BatchNorm2d(3, momentum=0.3).eval()
     nn.init.constant_(norm.running_mean, 7)
+    norm.num_batches_tracked.fill_(5)  # As after a training, which is to be forgotten.
     weight = norm.weight.clone()
     recalibrate(norm, data, batch=12, seed=0)
     views = [next(data.epoch(v, 12, torch.Generator().manual_seed(0))).images for v in range(3)]

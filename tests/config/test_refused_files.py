@@ -41,7 +41,7 @@ from tests.config.conftest import refusal
         ),
         ("recover: {betas: [0.5]}", "my.yaml: recover.betas"),
         ("posttrain: {labels: []}", "my.yaml: posttrain.labels: list should have at least 1"),
-        ("method: magic", "my.yaml: method: input should be 'scdd', found 'magic'"),
+        ("method: magic", "my.yaml: method: input should be 'scdd', 'sre2l', 'random',"),
         ("1: 2", "my.yaml: 1: keys should be strings"),
         ("summary: 2024-01-01", "my.yaml: summary: input should be a valid string"),
     ],

@@ -9,45 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from scdd.distilled.factored import Approximation, FactoredSet, enlarged, gram_error, turned
-
-
-def random_set(
-    vectors: int = 3,
-    width: int = 2,
-    count: int = 4,
-    turns: tuple[int, ...] = (0, 1, 2, 3),
-    hidden: int = 2,
-    side: int = 2,
-    size: int = 4,
-    dim: int = 3,
-    approximation: bool = True,
-    stored: bool = False,
-    seed: int = 0,
-    dtype: torch.dtype = torch.float32,
-) -> FactoredSet:
-    """A factored set of normal numbers."""
-    draw = torch.Generator().manual_seed(seed)
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=draw, dtype=torch.float64).to(dtype)
-
-    others = len(turns) - 1
-    shapes = (others, hidden, width), (others, hidden), (others, width, hidden), (others, width)
-    return FactoredSet(
-        image_size=size,
-        turns=turns,
-        image_mean=normal(3 * side * side),
-        image_basis=normal(vectors, 3 * side * side),
-        image_coefficients=normal(count, vectors),
-        target_mean=normal(dim),
-        target_basis=normal(width, dim),
-        target_coefficients=normal(count, width),
-        approximation=Approximation(*map(lambda s: normal(*s), shapes))
-        if approximation and others
-        else None,
-        view_coefficients=normal(others, count, width) if stored and others else None,
-    )
+from scdd.distilled.factored import Approximation, enlarged, gram_error, turned
+from tests.distilled.random_sets import random_set
 
 
 def up_by_hand(image: np.ndarray, size: int) -> np.ndarray:
@@ -126,7 +89,7 @@ def test_enlarging_and_turning_commute_and_four_turns_are_none(size: int):
 
 @pytest.mark.parametrize("stored", [False, True])
 def test_gradients_reach_every_part_and_are_those_of_finite_differences(stored: bool):
-    made = random_set(dtype=torch.float64, approximation=not stored, stored=stored)
+    made = random_set(count=2, size=3, dtype=torch.float64, approximation=not stored, stored=stored)
     names = [
         field.name
         for field in dataclasses.fields(made)
@@ -189,7 +152,8 @@ def test_gram_error_is_the_distance_from_orthonormal_vectors():
         ({"view_coefficients": torch.zeros(3, 4, 5)}, "view_coefficients has shape [3, 4, 5], not"),
         ({"image_mean": torch.zeros(11)}, "11 values, not those of 3 channels of a square"),
         ({"image_mean": torch.zeros(0)}, "0 values, not those of 3 channels"),
-        ({"image_size": 1}, "12 values, not those of 3 channels of a square of at most 1 px"),
+        ({"image_size": 1}, "12 values, not those of 3 channels of a square of 1 .. 1 px"),
+        ({"image_size": 65}, "12 values, not those of 3 channels of a square of 3 .. 65 px"),
         ({"image_basis": torch.zeros(2, 12)}, "image_coefficients has shape [4, 3], not [4, 2]"),
         ({"target_mean": torch.zeros(4)}, "target_basis has shape [2, 3], not [2, 4]"),
         ({"target_coefficients": torch.zeros(3, 2)}, "target_coefficients has shape [3, 2], not"),

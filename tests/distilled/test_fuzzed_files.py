@@ -8,8 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from scdd.config.relabel import RelabelConfig
+from scdd.distilled import write_pairs
+from tests.distilled.random_sets import header_for, random_dense, random_set
 
 ROOT = Path(__file__).resolve().parents[2]
 SECONDS_A_FILE = 20
@@ -20,7 +23,8 @@ SECONDS_A_FILE = 20
 READ = """
 import hashlib, signal, sys
 from pathlib import Path
-from scdd.distilled import DistilledDataset, DistilledFile, verify
+from scdd.distilled import DistilledDataset, DistilledFile, RepresentationDataset, verify
+from scdd.distilled.pairs import stored_parts
 from scdd.errors import FormatError
 import json, torch
 
@@ -31,7 +35,9 @@ for path in map(Path, sys.argv[2:]):
         said = hashlib.sha256()
         with DistilledFile(path) as file:
             said.update(repr(file.header).encode())
-            tensors = [file.images(), file.labels()]
+            pairs = file.pairs() if file.header.represented else None
+            tensors = [file.labels()]
+            tensors += [file.images()] if pairs is None else [*stored_parts(pairs).values()]
             if file.views is not None:
                 said.update(repr((file.views.ops, file.views.padding)).encode())
                 tensors += [file.views.parameters[name] for name in sorted(file.views.parameters)]
@@ -41,9 +47,12 @@ for path in map(Path, sys.argv[2:]):
                     tensors += [file.logits(view) for view in range(file.num_views)]
         for tensor in tensors:
             said.update(tensor.numpy().tobytes())
-        data = DistilledDataset.open(path)
-        batch = max(data._group_sizes or [2])
-        for _ in data.epoch(0, batch, torch.Generator()):
+        if pairs is None:
+            data = DistilledDataset.open(path)
+            epoch = data.epoch(0, max(data._group_sizes or [2]), torch.Generator())
+        else:
+            epoch = RepresentationDataset.open(path).epoch(3, torch.Generator())
+        for _ in epoch:
             pass
         found = said.hexdigest()
     except FormatError as error:
@@ -150,8 +159,29 @@ CONTENTS = {
 }
 
 
+PAIRS = {
+    "factored": random_set(stored=True),
+    "dense pairs": random_dense(),
+    "dense pixels": random_dense(pixels=torch.uint8, dtype=torch.float16, turns=(0,)),
+}
+
+
+@pytest.mark.parametrize("kind", PAIRS)
+def test_a_mutated_file_of_representations_is_refused_or_unchanged(tmp_path: Path, kind: str):
+    write_pairs(tmp_path / "whole.h5", header_for(PAIRS[kind]), PAIRS[kind])
+    check_mutations(tmp_path / "whole.h5", tmp_path, count=140, seed=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", PAIRS)
+def test_many_mutated_files_of_representations_are_refused_or_unchanged(tmp_path: Path, kind: str):
+    write_pairs(tmp_path / "whole.h5", header_for(PAIRS[kind]), PAIRS[kind])
+    for seed in range(1, 4):
+        check_mutations(tmp_path / "whole.h5", tmp_path, count=500, seed=seed)
+
+
 @pytest.mark.parametrize("kind", CONTENTS)
-def test_a_mutated_file_is_refused_or_unchanged(content, tmp_path: Path, kind: str):
+def test_a_mutated_file_is_is_refused_or_unchanged(content, tmp_path: Path, kind: str):
     content(**CONTENTS[kind]).write(tmp_path / "whole.h5")
     check_mutations(tmp_path / "whole.h5", tmp_path, count=140, seed=0)
 

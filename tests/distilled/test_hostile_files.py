@@ -67,18 +67,26 @@ CASES: dict[str, tuple[Change, str]] = {
     "newer version": (attribute("format_version", 2), "format version is 2.*newer scdd"),
     "version as text": (attribute("format_version", "one"), "format version is one"),
     "not complete": (attribute("complete", False), "never finished; rerun the step"),
-    "factored": (attribute("kind", "factored"), "kind 'factored'.*newer scdd"),
-    "representation": (
+    "unknown kind": (attribute("kind", "sparse"), "kind 'sparse' is unknown.*newer scdd"),
+    "unknown target": (
+        attribute("target_kind", "caption"),
+        "target_kind 'caption' is unknown.*newer scdd",
+    ),
+    "factored images with class labels": (
+        attribute("kind", "factored"),
+        "kind, pixel_space or image_count are of representations, which target_kind is not",
+    ),
+    "representations in name alone": (
         attribute("target_kind", "representation"),
-        "target_kind 'representation'.*newer scdd",
+        "attribute 'pixel_space' is missing",
     ),
     "float16 images": (
         replaced("images", data=np.zeros((6, 3, 8, 8), "<f2")),
-        "pixel_space 'normalized'.*newer scdd",
+        "'images' holds float16, not uint8",
     ),
     "unknown operation": (
-        attribute("ops", json.dumps(["crop", "rot90"]), "views"),
-        "operation 'rot90' is unknown here; it needs a newer scdd",
+        attribute("ops", json.dumps(["crop", "solarise"]), "views"),
+        "operation 'solarise' is unknown here; it needs a newer scdd",
     ),
     "other order": (
         attribute("ops", json.dumps(["flip", "crop", "mixup"]), "views"),

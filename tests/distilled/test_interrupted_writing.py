@@ -63,6 +63,49 @@ def finished(child: subprocess.Popen[str]) -> tuple[int, str]:
     return child.returncode, error.strip()
 
 
+WRITE_PAIRS = """
+import sys, time
+import torch
+import scdd.distilled.streams as streams
+from scdd.distilled import write_pairs
+from tests.distilled.random_sets import header_for, random_dense, random_set
+
+path, kind = sys.argv[1:]
+whole = streams.Stream.append
+
+def slowly(stream, values):
+    print("append", stream.name, flush=True)
+    time.sleep(0.05)
+    whole(stream, values)
+
+streams.Stream.append = slowly
+parts = random_set(count=50, size=8) if kind == "factored" else random_dense(count=50, size=8)
+write_pairs(path, header_for(parts), parts)
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("kind", ["factored", "dense"])
+@pytest.mark.parametrize("replaces", [False, True])
+def test_a_killed_writer_of_representations_leaves_nothing_under_the_name(
+    tmp_path: Path, file: Path, replaces: bool, kind: str
+):
+    path = file if replaces else tmp_path / "new.h5"
+    before = path.read_bytes() if replaces else None
+    child = subprocess.Popen(
+        [sys.executable, "-c", WRITE_PAIRS, str(path), kind],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert child.stdout is not None
+    assert [child.stdout.readline().split()[1] for _ in range(3)][:2] == ["labels", "views/rot90"]
+    child.kill()
+    assert finished(child)[0] == -signal.SIGKILL
+    assert (path.read_bytes() if path.exists() else None) == before
+
+
 @pytest.mark.parametrize("replaces", [False, True])
 def test_a_killed_writer_leaves_nothing_under_the_name(tmp_path: Path, file: Path, replaces: bool):
     path = file if replaces else tmp_path / "new.h5"

@@ -261,7 +261,7 @@ def test_content_that_does_not_fit_is_refused_and_leaves_no_file(content, tmp_pa
     ("field", "value"),
     [
         ("kind", "factored"),
-        ("target_kind", "representation"),
+        ("target_kind", "caption"),
         ("std", (0.2, 0.0, 0.2)),
         ("mean", (0.2, float("nan"), 0.2)),
         ("ipc", None),

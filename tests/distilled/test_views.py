@@ -79,6 +79,22 @@ def test_a_window_of_the_padded_image_keeps_every_pixel_bit_for_bit():
     assert torch.equal(shown, wanted)
 
 
+def test_a_turned_view_is_what_numpy_makes_of_each_image_after_its_crop():
+    images = random_images(8, 6)
+    plain = sample_views(RelabelConfig(crop="padded", padding=2, mix="mixup"), 8, 6, 0, 0, 1)
+    turns = torch.arange(8, dtype=torch.uint8)[None] % 4
+    ops = ("crop", "flip", "rot90", "mixup")
+    records = ViewRecords(ops, plain.parameters | {"rot90": turns}, plain.padding)
+    index = torch.tensor([5, 0, 3, 6, 7, 1])
+    unmixed = ViewRecords(("crop", "flip"), plain.parameters, plain.padding)
+    every = render_views(images, unmixed, 0, torch.arange(8)).numpy()
+    turned = np.stack([np.rot90(one, row % 4, (1, 2)) for row, one in enumerate(every)])
+    partner = plain.parameters["partner"][0].numpy()
+    share = plain.parameters["lambda"][0].numpy()[:, None, None, None]
+    wanted = share * turned + (1 - share) * turned[partner]
+    assert np.allclose(render_views(images, records, 0, index), wanted[index], atol=1e-6)
+
+
 def test_replaying_twice_gives_the_same_bits():
     images = random_images(9, 16)
     records = sample_views(RelabelConfig(mix="cutmix"), 9, 16, 0, 0, 2)

@@ -22,6 +22,7 @@ EXPECTED = {
     *("resnet8", "resnet8x2", "resnet8x4", "resnet10w16", "resnet14", "resnet20"),
     *("resnet18", "resnet50", "resnet101", "regnet_x_400mf", "regnet_x_8gf"),
     *("mobilenet_v3_large", "shufflenet_v2_x0_5", "squeezenet1_0", "vgg11", "vit_tiny"),
+    *("convnet_bn_w16", "convnet_bn_w32"),
 }
 HEAVY = {"resnet50", "resnet101", "regnet_x_8gf"}
 BUILT = sorted(EXPECTED - WIDE)

@@ -43,6 +43,8 @@ def test_the_convnet_of_32_px_has_the_320010_parameters_of_the_literature():
         ("convnet_bn", 16, (128, 128, 128), 2),
         ("convnet_bn", 32, (128, 128, 128), 4),
         ("convnet_bn", 64, (128, 128, 128, 128), 4),
+        ("convnet_bn_w16", 32, (16, 16, 16), 4),
+        ("convnet_bn_w32", 64, (32, 32, 32, 32), 4),
         ("convnet_krr", 32, (128, 256, 512), 4),
         ("convnet_krr", 64, (64, 128, 256, 512), 4),
         ("convnet_krr_w32", 16, (8, 16, 32), 2),

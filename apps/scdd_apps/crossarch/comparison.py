@@ -100,12 +100,7 @@ def _write(
 ) -> None:
     """Print the table and write all that goes with it."""
     out, header = inputs.out, inputs.header
-    result = {
-        "app": "crossarch",
-        "file": str(inputs.file),
-        "digest": header.digest,
-        **results_record(rows, failures, tuning),
-    }
+    result = results_record(rows, failures, tuning)
     if is_setting_of_table_8(header):
         text = f"{text}\n\n{published_text()}"
         result["published"] = published_record()
@@ -116,7 +111,8 @@ def _write(
         draw_accuracy_over_parameters(out / FIGURE, means, title)
         picture = f"\n\n![top-1 over parameters]({FIGURE})"
         names.append(FIGURE)
-    write_results(out, f"{header.dataset}: architectures", text + picture, result, device)
+    title = f"{header.dataset}: architectures"
+    write_results(inputs, "crossarch", title, text + picture, result, device)
     with replacing(out / CSV) as temporary:
         temporary.write_text(results_csv(students, rows, failures, tuning), encoding="utf-8")
     print(f"\n{text}\n\n{out / names[0]}, {', '.join(names[1:])}")

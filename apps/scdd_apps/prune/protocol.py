@@ -16,7 +16,7 @@ from scdd_apps.prune.place import Goal, Place
 from scdd_apps.prune.plan import Plan
 from scdd_apps.prune.plot import draw_sweep
 from scdd_apps.prune.pruning import prune_to
-from scdd_apps.prune.results import Row, details_text, results_text
+from scdd_apps.prune.results import Row, details_text, results_text, training_lines
 from scdd_apps.prune.start import load_start
 from scdd_apps.prune.variants import SCRATCH
 from scdd_apps.report import write_results
@@ -41,10 +41,9 @@ def prune_on(inputs: Inputs, plan: Plan, device: torch.device) -> None:
         costs = measure_costs(plan, rows, inputs.out, inputs.header.image_size, device)
         text += "\n\n" + costs_text(costs, inputs.header.image_size)
         result = {
-            "app": "prune",
-            "file": str(inputs.file),
-            "digest": inputs.header.digest,
+            "arch": plan.arch,
             "variant": plan.variant,
+            "training": training_lines(plan, rows, places[0].data),
             "rows": rows,
             "costs": costs,
         }
@@ -54,7 +53,7 @@ def prune_on(inputs: Inputs, plan: Plan, device: torch.device) -> None:
             draw_sweep(inputs.out / "prune.png", title, rows)
             plotted = "\n\n![Accuracy over multiply-accumulates](prune.png)"
         full = f"{text}{plotted}\n\n{details_text(plan, rows)}"
-        write_results(inputs.out, title, full, result, device)
+        write_results(inputs, "prune", title, full, result, device)
     print(f"\n{text}\n\n{inputs.out / 'report.md'}, results.json, *.safetensors")
 
 

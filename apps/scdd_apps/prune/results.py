@@ -84,15 +84,12 @@ def _protocol(plan: Plan, rows: Sequence[Row], data: DistilledDataset) -> list[s
     teacher = "the unpruned network, live" if plan.protocol.from_checkpoint else "the file"
     labels = f"soft labels of {teacher}" if plan.labels == "soft" else "class labels"
     start = f"from {plan.checkpoint}" if plan.checkpoint else "from new weights"
-    each, steps = plan.fine_tuning, steps_per_epoch(plan.scratch, data)
     size = data.header.image_size
-    many = f" in {len(each)} steps, each followed by" if len(each) > 1 else ","
-    recalibrated = "with" if plan.bn_recal else "without"
     ranked = {
         "slimming": "the smallest |BatchNorm scale| over all layers (arXiv:1708.06519)",
         "magnitude": "the smallest filters (L2) of every layer, the same share of each",
     }[plan.criterion]
-    lines = [
+    return [
         f"{plan.arch}, variant {plan.variant}, {start}, {labels}. Rows: {plan.criterion} removes "
         f"{ranked}; {RANDOM} as many channels of each layer, but any; {SCRATCH} trains the widths "
         "found with new weights for all the steps. Ratio 0 is the same training with nothing "
@@ -100,17 +97,26 @@ def _protocol(plan: Plan, rows: Sequence[Row], data: DistilledDataset) -> list[s
         "The ratio is the share of channels; see parameters and MACs for what that saves. MACs: "
         f"multiply-accumulates of convolutions and matrix products, one {size}x{size} image.",
         "",
+        *(f"- {line}" for line in training_lines(plan, rows, data)),
     ]
+
+
+def training_lines(plan: Plan, rows: Sequence[Row], data: DistilledDataset) -> list[str]:
+    """How every stage trains."""
+    each, steps = plan.fine_tuning, steps_per_epoch(plan.scratch, data)
+    many = f" in {len(each)} steps, each followed by" if len(each) > 1 else ","
+    recalibrated = "with" if plan.bn_recal else "without"
+    lines = []
     if plan.first is not None:
         kind = "sparsity training" if plan.has_l1 else "training before pruning"
         l1 = f"; {_pull(plan, rows)}" if plan.has_l1 else ""
-        lines.append(f"- {kind}: {plan.first.describe(steps)}{l1}")
+        lines.append(f"{kind}: {plan.first.describe(steps)}{l1}")
     lines.append(
-        f"- pruning{many} fine-tuning: {each[0].describe(steps)}, without L1"
+        f"pruning{many} fine-tuning: {each[0].describe(steps)}, without L1"
         + (f", {recalibrated} recalibrated BatchNorm statistics" if plan.has_batchnorm else "")
         + (f"; widths are multiples of {plan.round_to}" if plan.round_to > 1 else "")
     )
-    lines.append(f"- {SCRATCH}: {plan.scratch.describe(steps)}, without L1")
+    lines.append(f"{SCRATCH}: {plan.scratch.describe(steps)}, without L1")
     return lines
 
 

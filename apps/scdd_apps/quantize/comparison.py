@@ -77,18 +77,14 @@ def quantize_with(inputs: Inputs, network: Network, method: str, most: int) -> N
         _write(target, made[own, method], f"{method}, {own} images", inputs.header.digest)
         text = results_text(inputs, network, rows, len(calibration))
         result = {
-            "app": "quantize",
-            "file": str(inputs.file),
-            "digest": inputs.header.digest,
             "network": str(network.path),
             "arch": network.arch,
             "calibration_images": len(calibration),
-            "scored_on": inputs.val_digest,
             "onnxruntime": onnxruntime.__version__,
             "rows": rows,
         }
         title = f"{inputs.header.dataset}: {network.arch} in int8"
-        write_results(inputs.out, title, text, result, torch.device("cpu"))
+        write_results(inputs, "quantize", title, text, result, torch.device("cpu"))
     print(f"\n{text}\n\n{target}, report.md, results.json")
 
 

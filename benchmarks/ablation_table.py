@@ -1,0 +1,62 @@
+"""The table of a study: scores of every arm, and how they differ from their control."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from scdd.progress import duration
+from scdd.tables import counted, mean_sd, table
+
+
+def ablation_table(result: Mapping[str, Any]) -> str:
+    """One row an arm; differences are paired seed by seed."""
+    asked, rows = result["asked"], result["rows"]
+    first, scores = asked["arms"][0]["name"], asked["scores"]
+    several = len({arm["against"] or first for arm in asked["arms"][1:]}) > 1
+    with_paper = any(arm["paper"] for arm in asked["arms"])
+    lines = []
+    for arm in asked["arms"]:
+        own = [row for row in rows if row["arm"] == arm["name"]]
+        compared = result["differences"].get(arm["name"])
+        line = [arm["title"] or arm["name"]]
+        for number in range(len(scores)):
+            line.append(mean_sd([row["scores"][number] for row in own]))
+            line.append("-" if compared is None else difference(compared[number]))
+        teachers = [row["teacher_top1"] for row in own if row["teacher_top1"] is not None]
+        seconds = [sum(row["seconds"].values()) for row in own]
+        line += [
+            mean_sd(teachers) if teachers else "-",
+            duration(sum(seconds) / len(seconds)) if seconds else "-",
+        ]
+        line += [arm["against"] or first if arm["name"] != first else "-"] if several else []
+        line += [arm["paper"] or "-"] if with_paper else []
+        lines.append(line)
+    columns = [name for score in scores for name in (score, "difference")]
+    headers = ["arm", *columns, "teacher", "time", *(["against"] if several else [])]
+    config, environment = result["config"], result["environment"]
+    students = config["posttrain"]["seeds"]
+    missing = f" Not finished: {', '.join(result['failed'])}." if result["failed"] else ""
+    own_scores = [
+        f"{arm['title'] or arm['name']}: {'; '.join(arm['scores'])}"
+        for arm in asked["arms"]
+        if arm["scores"]
+    ]
+    others = f" Students of other images and labels: {', '.join(own_scores)}." if own_scores else ""
+    val = rows[0]["val_images"] if rows else 0
+    hardware = environment.get("gpu") or environment["processor"]
+    control = "the arm it is against" if several else asked["arms"][0]["title"] or first
+    note = (
+        f"{asked['title']} ({asked['paper']}). Top-1 % on {val} real validation images, last "
+        f"epoch, mean +- sd of {result['n']} whole runs, {counted(students, 'student')} each; "
+        f"difference to {control}, seed by seed, with its standard error, and a sign where it is "
+        f"more than two of them.{others} Preset {asked['preset']}, ipc {config['ipc']}; time: of "
+        f"all steps of a run.{missing} {hardware}, {environment['cpu_threads']} threads, torch "
+        f"{environment['versions']['torch']}, commit {result['commit']}."
+    )
+    return f"{table([*headers, *(['paper'] if with_paper else [])], lines)}\n\n{note}\n"
+
+
+def difference(of: Mapping[str, Any]) -> str:
+    """`+1.2 +- 0.3 (+)`."""
+    if of["error"] is None:
+        return f"{of['mean']:+.1f}"
+    return f"{of['mean']:+.1f} +- {of['error']:.1f} ({of['verdict']})"

@@ -1,0 +1,231 @@
+"""Run a study: every arm of a YAML file as whole runs of `scdd distill`, a folder for each seed.
+
+    python benchmarks/ablations.py benchmarks/ablations/NAME.yaml [--data DIR] [--out DIR]
+        [--seeds N] [--set key=value]... [--device auto] [--result FILE]
+
+Runs lie in DIR (runs/ablations/NAME) as ARM-SEED; finished ones are skipped, one that was stopped
+goes on, and steps that another run of the study has made with the same settings are taken over.
+All arms are checked before anything runs. An arm that cannot go on (divergence, out of memory) is
+named at the end, after the others. `--set` comes before the settings of the arms.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
+
+from ablation_table import ablation_table  # noqa: E402
+from plain_errors import in_a_sentence  # noqa: E402
+from provenance import measured_on, refuse_other_result, without_paths  # noqa: E402
+from record import commit  # noqa: E402
+from study import Arm, Study, differences, read_study, top1_of  # noqa: E402
+
+from scdd.checkpoint import load_weights  # noqa: E402
+from scdd.config.load import load_config, read_run_config  # noqa: E402
+from scdd.config.run import RunConfig  # noqa: E402
+from scdd.device import resolve_device  # noqa: E402
+from scdd.errors import ConfigError, RunError  # noqa: E402
+from scdd.files import link_or_copy, write_json  # noqa: E402
+from scdd.pipeline import Step, _settings, distill, plan, steps_of  # noqa: E402
+from scdd.progress import say  # noqa: E402
+from scdd.run import RunDirectory  # noqa: E402
+
+SCHEMA = "scdd ablation 1"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run what is not finished, seed by seed; write the result after each, and print the table."""
+    options = parse(arguments)
+    study = read_study(options.study)
+    name = options.study.stem
+    if study.needs_data and options.data is None:
+        raise ConfigError(f"{options.study}: wants real images; give --data DIR")
+    seeds = options.seeds or study.seeds
+    cfgs = {
+        (arm.name, seed): arm_config(study, arm, seed, options.data, options.overrides)
+        for seed in range(seeds)
+        for arm in study.arms
+    }
+    for arm in study.arms:
+        plan(cfgs[arm.name, 0])
+        check_scores(study, arm, cfgs[arm.name, 0])
+    device = resolve_device(options.device)
+    out = options.out or Path("runs") / "ablations" / name
+    refuse_other_result(options.result, SCHEMA, name)
+    rows: list[dict[str, Any]] = []
+    failed: dict[str, str] = {}
+    threads = torch.get_num_threads()
+    for (arm_name, seed), cfg in cfgs.items():
+        arm = next(arm for arm in study.arms if arm.name == arm_name)
+        run = out / f"{arm_name}-{seed}"
+        say(f"{name}: {arm_name}, seed {seed}")
+        try:
+            rows.append(finished_row(study, arm, seed, cfg, run, device))
+        except RunError as error:
+            failed[run.name] = str(error)
+        torch.set_num_threads(threads)  # One arm may have set its own.
+        result = {
+            "schema": SCHEMA,
+            "commit": ", ".join(dict.fromkeys(row["commit"] for row in rows)),
+            "environment": measured_on(device),
+            "n": seeds,
+            "study": name,
+            "config": without_paths(cfgs[study.arms[0].name, 0]),
+            "asked": study.model_dump(mode="json"),
+            "rows": rows,
+            "differences": differences(study, rows),
+            "failed": failed,
+        }
+        if options.result is not None:
+            write_json(options.result, result)
+    print(ablation_table(result))
+    if failed:
+        first = next(iter(failed))
+        raise RunError(
+            f"{out}: {len(failed)} of {len(cfgs)} runs could not be finished, such as {first} "
+            f"({failed[first]}); the others are kept"
+        )
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("study", type=Path)
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--seeds", type=int)
+    parser.add_argument("--set", action="append", default=[], dest="overrides")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--result", type=Path)
+    options = parser.parse_args(arguments)
+    if options.seeds is not None and options.seeds < 1:
+        parser.error(f"--seeds is {options.seeds}; it must be 1 or more")
+    return options
+
+
+def arm_config(
+    study: Study, arm: Arm, seed: int, data: Path | None, overrides: Sequence[str] = ()
+) -> RunConfig:
+    """The configuration of an arm's run.
+
+    Raises:
+        ConfigError: naming the arm, if a key or value of it cannot be used.
+    """
+    changes = [*study.set, *overrides, *arm.set, f"seed={seed}"]
+    if data is not None:
+        root = json.dumps(str(data.expanduser().absolute()))
+        changes = ["dataset.name=image_folder", f"dataset.root={root}", *changes]
+    try:
+        return load_config(study.preset, changes)
+    except ConfigError as error:
+        raise ConfigError(f"arm {arm.name}: {error}") from error
+
+
+def check_scores(study: Study, arm: Arm, cfg: RunConfig) -> None:
+    """Refuse a score that no student of the arm will have.
+
+    Raises:
+        ConfigError: naming it.
+    """
+    for score in arm.scores or study.scores:
+        images, _, labels = score.rpartition(", ")
+        if labels not in cfg.posttrain.labels:
+            raise ConfigError(f"arm {arm.name}: score '{score}' wants posttrain.labels to have it")
+        if images == "distilled, real start" and cfg.recover_real is None:
+            raise ConfigError(f"arm {arm.name}: score '{score}' wants a section recover_real")
+
+
+def finished_row(
+    study: Study, arm: Arm, seed: int, cfg: RunConfig, run: Path, device: torch.device
+) -> dict[str, Any]:
+    """What one run found; it is made first, or finished, where that is not done."""
+    record = run / "row.json"
+    if record.exists() and read_run_config(run) == cfg:
+        row = json.loads(record.read_text())
+    else:
+        share_steps(cfg, run)
+        distill(cfg, run, device)
+        students = json.loads((run / "results.json").read_text())
+        teacher = run / "teacher.safetensors"
+        steps, found = RunDirectory(run), {}
+        for step in steps_of(cfg):
+            done = steps.done(step.name)
+            assert done is not None
+            found[step.name] = done["seconds"]
+        row = {
+            "commit": commit(),
+            "arm": arm.name,
+            "seed": seed,
+            "teacher_top1": load_weights(teacher)[1]["val_top1"] if teacher.exists() else None,
+            "val_images": students["val_images"],
+            "students": students["rows"],
+            "seconds": found,
+        }
+        write_json(record, row)
+    scores = [top1_of(row["students"], score) for score in arm.scores or study.scores]
+    return row | {"scores": scores}
+
+
+def share_steps(cfg: RunConfig, run: Path) -> None:
+    """Take over steps that another run beside this one has made with the same settings.
+
+    As links to the same files, which no run changes once they are there. `distill` then finds them
+    done, and checks settings and inputs as of its own.
+    """
+    others = [folder for folder in sorted(run.parent.glob("*")) if folder != run]
+    taken: dict[str, Path] = {}
+    for step in steps_of(cfg):
+        if step.name == "report" or (run / step.name).exists():
+            continue
+        for folder in others:
+            if not (folder / step.name / "done.json").exists():
+                continue
+            if _same_settings(step, cfg, folder) and _same_inputs(step, run, folder):
+                link_folder(folder / step.name, run / step.name)
+                taken[step.name] = folder
+                break
+    for name, folder in taken.items():
+        say(f"  {name}: that of {folder.name}")
+
+
+def _same_settings(step: Step, cfg: RunConfig, other: Path) -> bool:
+    made = json.loads((other / step.name / "settings.json").read_text())
+    return made["settings"] == json.loads(json.dumps(_settings(cfg, step)))
+
+
+def _same_inputs(step: Step, run: Path, other: Path) -> bool:
+    """Whether all steps that this one reads are the same files in both runs."""
+    markers = [(run / name / "done.json", other / name / "done.json") for name in step.inputs]
+    return all(
+        ours.exists() and json.loads(ours.read_text())["outputs"] == _outputs(theirs)
+        for ours, theirs in markers
+    )
+
+
+def _outputs(marker: Path) -> Any:
+    return json.loads(marker.read_text())["outputs"] if marker.exists() else None
+
+
+def link_folder(made: Path, shown: Path) -> None:
+    """Make a finished step appear in another run; its marker comes last, as in the step itself."""
+    aside = shown.with_name(f".{shown.name}.taken")
+    shutil.rmtree(aside, ignore_errors=True)
+    for path in sorted(made.rglob("*")):
+        target = aside / path.relative_to(made)
+        if path.is_file():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            link_or_copy(path, target)
+    os.rename(aside, shown)
+
+
+if __name__ == "__main__":
+    in_a_sentence(main)

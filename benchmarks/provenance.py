@@ -1,0 +1,52 @@
+"""Where and with what a result came to be, without the folders of whoever measured it."""
+
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from record import without_folder
+
+from scdd.config.run import RunConfig
+from scdd.errors import ConfigError
+from scdd.run import environment
+
+
+def measured_on(device: torch.device, threads: int | None = None) -> dict[str, Any]:
+    """Hardware, versions and command; `threads` of the CPU, if not those of torch."""
+    about = environment(str(device), threads or torch.get_num_threads())
+    about["command"] = shlex.join(map(without_folder, sys.argv))
+    if device.type == "cuda":
+        about["gpu"] = torch.cuda.get_device_name(device)
+    return about
+
+
+def without_paths(cfg: RunConfig) -> dict[str, Any]:
+    """The configuration, with the last part of the folders of images only."""
+    config = cfg.model_dump(mode="json")
+    for key in ("dataset", "squeeze_dataset"):
+        if config[key] is not None:
+            config[key]["root"] = without_folder(config[key]["root"] or "") or None
+    return config
+
+
+def refuse_other_result(path: Path | None, schema: str, study: str | None = None) -> None:
+    """Refuse to replace a file that is not an earlier result of the same kind.
+
+    Raises:
+        ConfigError: saying what it is instead.
+    """
+    if path is None or not path.exists():
+        return
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        before, asked = found["schema"], found.get("study")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{path}: is no result file; choose another name") from error
+    if (before, asked) != (schema, study):
+        theirs, ours = (f" of the study {name}" if name else "" for name in (asked, study))
+        raise ConfigError(
+            f"{path}: holds '{before}'{theirs}, not '{schema}'{ours}; choose another name"
+        )
