@@ -17,8 +17,6 @@ from scdd.models.stems import MIN_LAST_MAP
 
 LEAST_BLOCKS, FLATTENED = 3, 4
 """Blocks of the net for 32 px, and the side of its last map in pixels."""
-WIDTH = 128
-"""Channels of every block, where they do not double."""
 
 Norm = Callable[[int], nn.Module]
 
@@ -49,17 +47,17 @@ def instance_norm(channels: int) -> nn.Module:
 
 
 def convnet(
-    norm: Norm, last_width: int | None, num_classes: int, image_size: int, width: int = WIDTH
+    norm: Norm, doubling: bool, width: int, num_classes: int, image_size: int
 ) -> tuple[nn.Module, tuple[str, ...]]:
     """Build the net and say how it differs from that for 32 px.
 
-    With `last_width` the last block has so many channels and each before it half as many.
+    All blocks have `width` channels; with `doubling` the last one has, each before it half as many.
     """
     blocks = max(LEAST_BLOCKS, (image_size // FLATTENED).bit_length() - 1)
     pools = min(blocks, (image_size // MIN_LAST_MAP).bit_length() - 1)
     changes = [f"{blocks} blocks"] if blocks > LEAST_BLOCKS else []
     changes += [f"pool {number} dropped" for number in range(pools + 1, blocks + 1)]
     widths = (width,) * blocks
-    if last_width is not None:
-        widths = tuple(last_width >> n for n in reversed(range(blocks)))
+    if doubling:
+        widths = tuple(width >> n for n in reversed(range(blocks)))
     return ConvNet(widths, pools, norm, num_classes, image_size), tuple(changes)

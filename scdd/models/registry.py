@@ -276,18 +276,11 @@ ARCHITECTURES: dict[str, Architecture] = {
     ),
     "mobilenet": Architecture(_mobilenet, "fc", "mobile", _KRR_MOBILENET),
     "alexnet": Architecture(alexnet, "classifier", "kept", _ALEXNET),
-    "convnet": Architecture(partial(convnet, instance_norm, None), "classifier"),
-    "convnet_bn": Architecture(partial(convnet, nn.BatchNorm2d, None), "classifier"),
-    # Narrow ones for committees of labellers (arXiv:2404.13733) and for a CPU.
-    **{
-        f"convnet_bn_w{width}": Architecture(
-            partial(convnet, nn.BatchNorm2d, None, width=width), "classifier"
-        )
-        for width in (16, 32)
-    },
+    "convnet": Architecture(partial(convnet, instance_norm, False, 128), "classifier"),
+    "convnet_bn": Architecture(partial(convnet, nn.BatchNorm2d, False, 128), "classifier"),
     **{
         f"convnet_krr{'' if width == 512 else f'_w{width}'}": Architecture(
-            partial(convnet, nn.BatchNorm2d, width), "classifier"
+            partial(convnet, nn.BatchNorm2d, True, width), "classifier"
         )
         for width in (512, 128, 32)
     },
@@ -296,5 +289,12 @@ ARCHITECTURES: dict[str, Architecture] = {
     ),
     "squeezenet1_0": Architecture(_squeezenet, "classifier.3", "mobile", _SQUEEZENET),
     "vgg11": Architecture(_vgg11, "classifier", "kept", _VGG11),
+    # Narrow ones for committees of labellers (arXiv:2404.13733) and for a CPU.
+    **{
+        f"convnet_bn_w{width}": Architecture(
+            partial(convnet, nn.BatchNorm2d, False, width), "classifier"
+        )
+        for width in (16, 32)
+    },
     "vit_tiny": Architecture(vit_tiny, "fc"),
 }
