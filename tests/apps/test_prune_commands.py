@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from scdd.checkpoint import load_weights, save_weights
+from scdd.config.posttrain import PosttrainConfig
 from scdd.models import create_model
 from scdd_apps import load_pruned
+from scdd_apps.prune import place
 from tests.apps.conftest import CLASSES, documented, write_file
 from tests.apps.test_apps_commands import SHORT, cells, refused
 from tests.conftest import Command, Outcome
@@ -143,6 +145,23 @@ def test_a_checkpoint_that_holds_code_is_refused_and_not_run(
 
 
 # What comes out
+
+
+def test_new_weights_get_the_steps_and_the_rate_of_everything_else_together(
+    apps: Run, small_file: Path, monkeypatch: pytest.MonkeyPatch
+):
+    trained, train_student = [], place.train_student
+
+    def watched(cfg: PosttrainConfig, *rest: Any, **more: Any) -> None:
+        trained.append((cfg.epochs, cfg.lr))
+        train_student(cfg, *rest, **more)
+
+    monkeypatch.setattr(place, "train_student", watched)
+    done = apps("prune", small_file, "--arch", "resnet8", *SHORT, "--ratio", "0.5")
+    assert done.returncode == 0, done.stderr
+    sparsity, control, slimming, random, scratch = trained
+    assert control == slimming == random and control[1] < sparsity[1]
+    assert scratch == (sparsity[0] + slimming[0], sparsity[1])
 
 
 def test_prune_shows_every_stage_and_writes_networks_that_load(
