@@ -60,8 +60,8 @@ def record_app(results: Path) -> dict[str, Any]:
     """What an app has measured, without the cuts that only its networks need."""
     found = json.loads(results.read_text())
     measured = _without_folders(found.pop("environment"))
-    for name in ("file", "network"):
-        if name in found:
+    for name in ("file", "baseline", "network"):
+        if found.get(name):
             found[name] = without_folder(found[name])
     for row in found["rows"]:
         row.pop("cuts", None)

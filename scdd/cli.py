@@ -249,12 +249,10 @@ def stats(
     print(compare_checkpoints(checkpoints, out))
 
 
-STOPPED = (
-    "stopped: what is finished is kept, and the same command goes on from there (without --redo)"
-)
+KEPT = "stopped: what is finished is kept, and the same command goes on from there"
+STOPPED = {"distill": f"{KEPT} (without --redo)", "crossarch": KEPT, "prune": KEPT}
+"""By command, where it keeps what is finished."""
 STOPPED_SHORT = "stopped: the command begins anew next time; files it writes are whole or not there"
-RESUMED = {"distill", "crossarch", "prune"}
-"""Commands that keep what is finished."""
 INTERRUPTED, TERMINATED = 130, 143
 
 
@@ -311,7 +309,7 @@ def _sentences() -> Iterator[None]:
 
 
 def _stopped() -> str:
-    return STOPPED if set(sys.argv[1:2]) & RESUMED else STOPPED_SHORT
+    return STOPPED.get(next(iter(sys.argv[1:]), ""), STOPPED_SHORT)
 
 
 def _open_streams() -> None:

@@ -33,16 +33,21 @@ DataOption = Annotated[
 ]
 BaselineOption = Annotated[
     Optional[Path],  # noqa: UP045
-    typer.Option("--baseline", help="A distilled file of random real images to compare with."),
+    typer.Option("--baseline", help="Another distilled file to compare with."),
 ]
 BaselinesOption = Annotated[
     bool,
     typer.Option("--baselines", help="Compare with random_real.h5 beside FILE."),
 ]
-SeedsOption = Annotated[int, typer.Option("--seeds", min=1, help="Networks per row.")]
+SeedsOption = Annotated[int, typer.Option("--seeds", min=1, max=1000, help="Networks per row.")]
 EpochsOption = Annotated[
     Optional[int],  # noqa: UP045
-    typer.Option("--epochs", min=1, help="Passes over the file; default: see the printed plan."),
+    typer.Option(
+        "--epochs",
+        min=1,
+        max=1_000_000,
+        help="Passes over the file; default: see the printed plan.",
+    ),
 ]
 SetOption = Annotated[
     Optional[list[str]],  # noqa: UP045
@@ -127,9 +132,12 @@ def prune(
         ),
     ] = None,
     pull: Annotated[
-        float,
-        typer.Option("--pull", help="How far L1 can move a BatchNorm scale (they start at 1)."),
-    ] = 1.5,
+        Optional[float],  # noqa: UP045
+        typer.Option(
+            "--pull",
+            help="How far L1 can move a BatchNorm scale (they start at 1); default: 1.5.",
+        ),
+    ] = None,
     iterations: Annotated[
         int,
         typer.Option("--iterations", min=1, help="Steps of pruning, with fine-tuning after each."),

@@ -20,8 +20,15 @@ from scdd.files import write_json
 from scdd.posttraining import Labels
 from scdd.progress import say
 
-OWN_OPTIONS = {"arch": "--arch", "labels": "--labels", "seeds": "--seeds"}
+OWN_OPTIONS = {
+    "arch": "--arch",
+    "epochs": "--epochs",
+    "labels": "--labels",
+    "seeds": "--seeds",
+}
 UNUSED = ("evaluate_every",)
+SHARE_OF_WARM_UP = 4
+"""One epoch in so many at most is warm-up, unless `--set` says so."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +40,7 @@ class Inputs:
     val: ImageSource | None
     """Real images to score on."""
     baseline: Path | None
-    """A distilled file of random real images, if a comparison was asked for."""
+    """Another distilled file, mostly of random real images, if a comparison was asked for."""
     training: PosttrainConfig | None
     """How the run that made the file trains its own students."""
     out: Path
@@ -44,7 +51,8 @@ class Inputs:
         own = "random real" if self.header.method == "random" else "distilled"
         arms = {own: self.file}
         if self.baseline is not None:
-            arms["random real" if own == "distilled" else "baseline"] = self.baseline
+            random = read_header(self.baseline).method == "random" and own == "distilled"
+            arms["random real" if random else f"baseline {self.baseline.stem}"] = self.baseline
         return arms
 
     @cached_property
@@ -95,6 +103,8 @@ def find_inputs(
         raise ConfigError(
             f"--baselines: there is no random_real.h5 beside {file}; give --baseline FILE"
         )
+    if wanted is not None and read_header(wanted).digest == header.digest:
+        raise ConfigError(f"--baseline {wanted}: holds the same as {file}; give another file")
     own = read_run_config(file.parent)
     training = own.posttrain if own else None
     return Inputs(file, header, found.val, wanted, training, out or file.parent / app)
@@ -115,9 +125,14 @@ def label_kinds(names: Iterable[str]) -> tuple[Labels, ...]:
 
 
 def settings_with(
-    base: PosttrainConfig | None, own: Sequence[str], overrides: Sequence[str]
+    base: PosttrainConfig | None,
+    own: Sequence[str],
+    overrides: Sequence[str],
+    epochs: int | None,
 ) -> PosttrainConfig:
-    """Training settings: the run's (or the defaults), then an app's `own`, then the user's `--set`.
+    """Training settings: the run's (or the defaults), then an app's `own`, then the user's.
+
+    These are `--set`, and `--epochs` if it is given.
 
     Raises:
         ConfigError: if a key is unknown, has a wrong value, or is an option of the command.
@@ -128,7 +143,13 @@ def settings_with(
             raise ConfigError(f"--set {override}: give it as the option {OWN_OPTIONS[key]}")
         if key in UNUSED:
             raise ConfigError(f"--set {override}: has no effect here; leave it out")
-    return posttrain_config(base, [*own, *overrides])
+    given = [] if epochs is None else [f"epochs={epochs}"]
+    cfg = posttrain_config(base, [*own, *overrides, *given])
+    # A recipe for a long training must not warm up through all of a short one.
+    most = cfg.epochs // SHARE_OF_WARM_UP
+    if cfg.warmup_epochs > most and not any(o.startswith("warmup_epochs=") for o in overrides):
+        cfg = cfg.model_copy(update={"warmup_epochs": most})
+    return cfg
 
 
 class Rows:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from scdd.checkpoint import fill, read_safetensors
@@ -52,6 +53,9 @@ def load_network(path: Path) -> Network:
         raise CheckpointError(
             f"{path}: does not say which network it is for ({_reason(error)}); {WANTED}"
         ) from error
+    for name, values in model.state_dict().items():
+        if not torch.isfinite(values).all():
+            raise CheckpointError(f"{path}: '{name}' has values that are not finite; {WANTED}")
     return Network(path, model, arch, size, classes, mean, std, about.get("trained_on"))
 
 

@@ -10,7 +10,7 @@ from onnx import ModelProto
 from torch import Tensor, nn
 
 from scdd import __version__
-from scdd.errors import RunError
+from scdd.errors import CheckpointError, RunError
 from scdd.files import sha256_of
 from scdd.seeding import generator
 from scdd_apps.networks import Network
@@ -113,12 +113,18 @@ def check_same(network: Network, model: ModelProto) -> float:
         the largest difference, relative to the largest output of its batch in magnitude.
 
     Raises:
+        CheckpointError: if outputs of the network are not finite.
         RunError: if it is above `MOST_APART`, or not a number.
     """
     ours, theirs = OnPixels(network).eval(), session(model)
     apart = 0.0
     for pixels in _probes(network.image_size):
         wanted = ours(pixels)
+        if not wanted.isfinite().all():
+            raise CheckpointError(
+                f"{network.path}: its outputs are not finite for images in [0, 1], so its weights "
+                "are of no use; nothing was written"
+            )
         found = (outputs_of(theirs, pixels) - wanted).abs().max() / wanted.abs().max()
         if not found <= MOST_APART:  # also where it is nan
             raise RunError(

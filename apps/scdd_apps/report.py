@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from scdd.distilled import Header
+from scdd.distilled import Header, read_header
 from scdd.files import replacing, write_json
 from scdd.run import environment
 from scdd.tables import counted, mean_sd, size
@@ -63,6 +63,8 @@ def _facts(inputs: Inputs) -> dict[str, Any]:
     return {
         "file": str(inputs.file),
         "digest": header.digest,
+        "baseline": None if inputs.baseline is None else str(inputs.baseline),
+        "baseline_digest": None if inputs.baseline is None else read_header(inputs.baseline).digest,
         "dataset": header.dataset,
         "method": header.method,
         "recipe": header.recipe,

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from scdd.errors import RunError
+from scdd.errors import ConfigError, RunError
 from scdd_apps.prune import channels
 from scdd_apps.prune.channels import (
     Coupled,
@@ -114,7 +114,7 @@ def test_coupled_layers_are_ranked_by_their_mean():
 def test_a_ratio_that_the_floors_forbid_is_refused_with_what_can_be_had():
     layers = random_layers(0, VGG11_WIDTHS)
     check_reachable("vgg11", layers, 0.9)
-    with pytest.raises(RunError, match=r"0\.95 was asked for, but 0\.89\d is the most"):
+    with pytest.raises(ConfigError, match=r"0\.95 was asked for, but 0\.89\d is the most"):
         check_reachable("vgg11", layers, 0.95)
 
 
@@ -188,5 +188,5 @@ def test_random_channels_are_as_many_per_layer_but_others():
 def test_a_multiple_that_leaves_nothing_to_remove_is_refused():
     layers = random_layers(0, (64, 64))
     check_reachable("net", layers, 0.5, 32)
-    with pytest.raises(RunError, match=r"0\.5 was asked for, but 0\.000 is the most.*multiples"):
+    with pytest.raises(ConfigError, match=r"0\.5 was asked for, but 0\.000 is the most.*multiples"):
         check_reachable("net", layers, 0.5, 64)

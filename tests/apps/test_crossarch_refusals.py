@@ -1,10 +1,12 @@
 """Bad input of `scdd-apps crossarch`, through the command: one sentence each, nothing trained."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from scdd.distilled import DistilledDataset
 from tests.apps.conftest import write_file
 from tests.apps.test_apps_commands import SHORT, cells, refused
 from tests.conftest import Outcome
@@ -20,6 +22,19 @@ def test_a_baseline_of_another_number_of_classes_or_size_is_refused(
     refused(apps("crossarch", small_file, "--baseline", fewer), "fewer.h5", "other classes")
     larger = write_file(tmp_path / "larger.h5", size=16)
     refused(apps("crossarch", small_file, "--baseline", larger), "larger.h5", "image size")
+
+
+def test_only_random_images_are_called_random(apps: Run, small_file: Path, tmp_path: Path):
+    for method, name in (("random", "random real"), ("scdd", "baseline other")):
+        other = write_file(tmp_path / method / "other.h5", seed=7, method=method)
+        out = tmp_path / f"out-{method}"
+        arguments = ["crossarch", small_file, "--arch", "resnet8", "--out", out, *SHORT]
+        done = apps(*arguments, "--baseline", other)
+        assert done.returncode == 0, done.stderr
+        assert [line[1] for line in cells(done.stdout)] == ["distilled", name]
+        result = json.loads((out / "results.json").read_text())
+        assert result["baseline"] == str(other)
+        assert result["baseline_digest"] == DistilledDataset.open(other).header.digest
 
 
 def test_data_of_another_number_of_classes_is_refused(apps: Run, small_file: Path, tmp_path: Path):

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torchvision.transforms.functional import normalize
 
-from scdd.checkpoint import save_weights
+from scdd.checkpoint import load_weights, save_weights
 from scdd.errors import RunError
 from scdd.models import list_models
 from scdd_apps.export import network_file
@@ -123,6 +123,20 @@ def test_a_graph_that_is_off_is_an_error_and_leaves_no_file(
     outcome = apps("export", "teacher.safetensors")
     refused(outcome, "other outputs than PyTorch", "nothing was written", code=1)
     assert [path.name for path in tmp_path.iterdir()] == ["teacher.safetensors"]
+
+
+def test_weights_that_are_of_no_use_are_refused_as_such(apps: Run, tmp_path: Path):
+    path = tmp_path / "teacher.safetensors"
+    for factor, said in (
+        (np.nan, "conv1.weight' has values that are not finite"),
+        (1e38, "outputs"),
+    ):
+        save_network(path)
+        weights, about = load_weights(path)
+        weights["conv1.weight"] = weights["conv1.weight"] * factor
+        save_weights(path, weights, about)
+        refused(apps("export", path), "teacher.safetensors", said, "not finite")
+        assert [each.name for each in tmp_path.iterdir()] == ["teacher.safetensors"]
 
 
 def test_a_network_that_cannot_be_traced_is_said_to_be_so(tmp_path: Path):

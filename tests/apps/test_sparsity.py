@@ -1,6 +1,7 @@
 """The L1 pull: its gradient, its arithmetic against real SGD, and the rates of our training."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from scdd.config.posttrain import PosttrainConfig
 from scdd.distilled import DistilledDataset
 from scdd.stages.posttrain import learning_rate, train_student
 from scdd_apps.prune.channels import Coupled
+from scdd_apps.prune.results import warnings_of
 from scdd_apps.prune.sparsity import l1_pull, l1_strength, scale_histogram, share_near_zero
 
 SGD: dict[str, Any] = {"optimizer": "sgd", "lr": 0.1, "weight_decay": 0.0}
@@ -82,3 +84,19 @@ def test_the_share_of_small_scales_and_their_histogram_count_channels():
     assert share_near_zero(layers) == 3 / 8
     # Below .01, .01 - .03, .03 - .1, .1 - .3, .3 - 1, from 1.
     assert scale_histogram(layers) == [3, 2, 0, 0, 1, 2]
+
+
+def rows_of(kept: float, new: float) -> list[dict[str, Any]]:
+    common = {"arm": "distilled", "share_near_zero": 0.5}
+    return [
+        {**common, "ratio": 0.0, "channels": "slimming", "top1": {"fine-tuned": kept}},
+        {**common, "ratio": 0.5, "channels": "slimming", "top1": {"fine-tuned": kept}},
+        {**common, "ratio": 0.5, "channels": "scratch", "top1": {"fine-tuned": new}},
+    ]
+
+
+def test_a_sparsity_training_that_did_harm_is_told_by_the_new_weights():
+    plan: Any = SimpleNamespace(has_l1=True, pull=1.5)
+    (line,) = filter(None, warnings_of(plan, rows_of(10.0, 55.2)))
+    assert "ends at 10.0 %" in line and "new weights at ratio 0.5 at 55.2 %" in line
+    assert warnings_of(plan, rows_of(90.0, 94.0)) == []

@@ -101,8 +101,7 @@ def recipe_for(
     if tuning == "per-arch":
         need = need_of(arch, net)
         own += [f"epochs={min(base.epochs, MOST_EPOCHS) * need.passes}", *need.settings]
-    given = [f"epochs={epochs}"] if epochs else []
-    return Recipe(settings_with(base, own, [*overrides, *given]), need.why)
+    return Recipe(settings_with(base, own, overrides, epochs), need.why)
 
 
 def need_of(arch: str, net: nn.Module | None) -> Need:

@@ -1,5 +1,6 @@
 """Writes a network as ONNX, once ONNX Runtime has been seen to agree with PyTorch."""
 
+import os
 from pathlib import Path
 
 from scdd.errors import ConfigError, UserError
@@ -33,6 +34,8 @@ def export_network(path: Path, form: str, out: Path | None) -> str:
         raise UserError(
             f"{target.parent}: cannot be made ({error.strerror}); choose another --out"
         ) from error
+    if not os.access(target.parent, os.W_OK):
+        raise UserError(f"{target.parent}: may not be written into; choose another --out")
     model = to_onnx(network)
     apart = check_same(network, model)
     with replacing(target) as temporary:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from scdd.errors import RunError
+from scdd.errors import ConfigError, RunError
 
 FEWEST = 8
 """Channels that every layer keeps, if it has them."""
@@ -149,7 +149,7 @@ def check_reachable(arch: str, layers: Sequence[Coupled], ratio: float, multiple
     """Refuse a ratio that the floors put out of reach, before anything is trained.
 
     Raises:
-        RunError: with the largest ratio that can be reached.
+        ConfigError: with the largest ratio that can be reached.
     """
     total = sum(layer.width for layer in layers)
     everything = select(
@@ -158,7 +158,7 @@ def check_reachable(arch: str, layers: Sequence[Coupled], ratio: float, multiple
     most = achieved(layers, everything)
     if ratio - most > MOST_OFF:
         rounded = f", in multiples of {multiple}" if multiple > 1 else ""
-        raise RunError(
+        raise ConfigError(
             f"{arch}: a ratio of {ratio:g} was asked for, but {most:.3f} is the most that can be "
             f"reached, since every layer keeps {FEWEST} channels and {FEWEST_SHARE:.0%} of its "
             f"own{rounded}; ask for less"

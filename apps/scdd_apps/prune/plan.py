@@ -28,6 +28,7 @@ from scdd_apps.prune.variants import (
     Variant,
 )
 
+PULL = 1.5
 PRUNABLE = (
     "vgg11",
     *("resnet18", "resnet50", "resnet101"),
@@ -46,7 +47,7 @@ class Options:
     ratios: Sequence[float] = (0.5,)
     seeds: int = 1
     epochs: int | None = None
-    pull: float = 1.5
+    pull: float | None = None
     labels: Labels = "soft"
     overrides: Sequence[str] = ()
     variant: str = "synth"
@@ -117,27 +118,31 @@ def make_plan(inputs: Inputs, options: Options) -> Plan:
     """Check the options of the command and settle the trainings.
 
     Raises:
-        UserError: if one cannot be used.
-        RunError: if a ratio is out of reach.
+        UserError: if one cannot be used, or a ratio is out of reach.
     """
     variant = _variant(options)
     for ratio in options.ratios:
         if not 0 <= ratio < 1:
             raise ConfigError(f"--ratio {ratio:g}: give a share of the channels in [0, 1)")
-    if not 0 <= options.pull < math.inf:
-        raise ConfigError(f"--pull {options.pull:g}: give a number from 0 up; a scale starts at 1")
+    pull = PULL if options.pull is None else options.pull
+    if not 0 <= pull < math.inf:
+        raise ConfigError(f"--pull {pull:g}: give a number from 0 up; a scale starts at 1")
     _check_arch(inputs, options.arch)
     model = _model(inputs, options)
     has_batchnorm = any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
     criterion = _criterion(options, variant, has_batchnorm)
+    if options.pull is not None and (criterion != "slimming" or not variant.first):
+        raise ConfigError(
+            f"--pull {pull:g}: has no effect, as nothing is trained with L1 here (--variant "
+            f"{options.variant}, {criterion}); leave it out"
+        )
     layers = coupled_channels(model, inputs.header.image_size)
     for ratio in options.ratios:
         check_reachable(options.arch, layers, ratio, options.round_to)
 
     def settled(*own: str) -> PosttrainConfig:
         mine = [f"arch={options.arch}", *own, *(() if has_batchnorm else WITHOUT_BATCHNORM)]
-        given = [*options.overrides, *([f"epochs={options.epochs}"] if options.epochs else [])]
-        return settings_with(inputs.training, mine, given)
+        return settings_with(inputs.training, mine, options.overrides, options.epochs)
 
     first = settled(*variant.first) if variant.first else None
     if criterion == "slimming" and first and (first.optimizer != "sgd" or first.momentum == 1):
@@ -152,7 +157,7 @@ def make_plan(inputs: Inputs, options: Options) -> Plan:
         arch=options.arch,
         ratios=tuple(sorted({0.0, *options.ratios})),
         seeds=options.seeds,
-        pull=options.pull,
+        pull=pull,
         labels=options.labels,
         variant=options.variant,
         criterion=criterion,

@@ -6,7 +6,7 @@ from statistics import fmean, stdev
 
 from scdd.files import replacing
 from scdd_apps.prune.results import Row
-from scdd_apps.prune.variants import CONTROLS
+from scdd_apps.prune.variants import CONTROLS, SCRATCH
 
 
 def draw_sweep(path: Path, title: str, rows: Sequence[Row]) -> None:
@@ -18,11 +18,12 @@ def draw_sweep(path: Path, title: str, rows: Sequence[Row]) -> None:
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     for arm, channels in dict.fromkeys((row["arm"], row["channels"]) for row in rows):
-        # Every line starts at the network with nothing removed.
+        # Lines start at the network with nothing removed, but for new weights there is none.
         own = [
             row
             for row in rows
-            if row["arm"] == arm and (row["channels"] == channels or not row["ratio"])
+            if row["arm"] == arm
+            and (row["channels"] == channels or (not row["ratio"] and channels != SCRATCH))
         ]
         points = [
             [row for row in own if row["ratio"] == ratio]

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Sequence
+from statistics import fmean
 from typing import Any
 
 from scdd.distilled import DistilledDataset
@@ -17,6 +18,8 @@ Row = dict[str, Any]
 
 STAGES = ("unpruned", "sparse", "pruned", "recalibrated", "fine-tuned")
 SCALE_AT_START = 1.0
+WORSE = 10.0
+"""Points below new weights from which the training before pruning counts as harmful."""
 COLLAPSED = 0.95
 """Share of scales near zero above which little of the network is left."""
 
@@ -77,6 +80,23 @@ def warnings_of(plan: Plan, rows: Sequence[Row]) -> list[str]:
                 f"{came}, so hardly anything of the network is left and their order says little; "
                 "lower --pull or raise --epochs."
             )
+        kept = _scores([row for row in own if not row["ratio"]])
+        new = {
+            row["ratio"]: _scores(
+                [r for r in own if (r["ratio"], r["channels"]) == (row["ratio"], SCRATCH)]
+            )
+            for row in own
+            if row["channels"] == SCRATCH
+        }
+        for ratio, scores in new.items():
+            if kept and scores and fmean(kept) < fmean(scores) - WORSE:
+                found.append(
+                    f"Warning: on the {arm} images the network with nothing removed ends at "
+                    f"{fmean(kept):.1f} %, and new weights at ratio {ratio:g} at "
+                    f"{fmean(scores):.1f} %, so the sparsity training has done it harm; lower "
+                    "--pull or raise --epochs."
+                )
+                break
     return [line for sentence in found for line in ("", sentence)]
 
 
@@ -143,6 +163,11 @@ def _table(plan: Plan, rows: Sequence[Row]) -> str:
             )
     headers = ["images", "channels", "ratio", "achieved", "parameters", "MACs", *stages]
     return table(headers, lines)
+
+
+def _scores(rows: Sequence[Row]) -> list[float]:
+    found = [row["top1"]["fine-tuned"] for row in rows]
+    return [score for score in found if score is not None]
 
 
 def _stage_cell(rows: Sequence[Row], stage: str) -> str:
