@@ -35,7 +35,7 @@ from scdd.config.run import RunConfig  # noqa: E402
 from scdd.device import resolve_device  # noqa: E402
 from scdd.errors import ConfigError, RunError  # noqa: E402
 from scdd.files import link_or_copy, write_json  # noqa: E402
-from scdd.pipeline import Step, _settings, distill, plan, steps_of  # noqa: E402
+from scdd.pipeline import Step, distill, plan, settings_of, steps_of  # noqa: E402
 from scdd.progress import say  # noqa: E402
 from scdd.run import RunDirectory  # noqa: E402
 
@@ -199,7 +199,7 @@ def share_steps(cfg: RunConfig, run: Path) -> None:
 
 def _same_settings(step: Step, cfg: RunConfig, other: Path) -> bool:
     made = json.loads((other / step.name / "settings.json").read_text())
-    return made["settings"] == json.loads(json.dumps(_settings(cfg, step)))
+    return made["settings"] == json.loads(json.dumps(settings_of(cfg, step)))
 
 
 def _same_inputs(step: Step, run: Path, other: Path) -> bool:

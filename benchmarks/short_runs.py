@@ -86,6 +86,8 @@ def short_settings(
     sizes = sizes_of(dataset, other, most)
     trained = [(settings["squeeze"], sizes.squeezed)]
     trained += [(section, sizes.train) for section in settings["squeeze_labellers"]]
+    if settings.get("squeeze_scorer"):
+        trained.append((settings["squeeze_scorer"], sizes.train))
     _shorten_squeezes(trained, most is not None, wider, count("squeeze steps"))
     settings["probe"] |= {"floor": 0.0}
     settings["probe"]["epochs"] = min(cfg.probe.epochs, count("probe epochs"))
@@ -98,6 +100,9 @@ def short_settings(
             "merges": min(section.merges, iterations - 1),
             "compile": "on" if _compiled(cfg, step, full, device) else "off",
         }
+    if cfg.condense is not None:
+        least = min(cfg.condense.iterations, count("iterations"))
+        settings["condense"] |= {"iterations": least}
     settings["relabel"] |= {"views": min(cfg.relabel.views, count("views")), "epochs": {}}
     training = cfg.posttrain
     epochs = min(training.epochs, count("epochs"))

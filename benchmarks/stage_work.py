@@ -33,6 +33,11 @@ def work(cfg: RunConfig, sizes: Sizes) -> dict[str, Units]:
     Raises:
         ConfigError: if the method has a step that is not known here.
     """
+    if cfg.condense_pairs is not None:
+        raise ConfigError(
+            f"method {cfg.method}: what its steps cost is not told from short runs yet; time a "
+            "whole run"
+        )
     rows = sizes.classes * cfg.ipc
     labelled = {"image views": float(rows * cfg.relabel.views)}
     of = {
@@ -48,6 +53,10 @@ def work(cfg: RunConfig, sizes: Sizes) -> dict[str, Units]:
         },
         **dict.fromkeys(("relabel", "relabel_real", "baseline"), labelled),
         "select": {"images": float(sizes.train)},
+        "squeeze_scorer": _squeezes(
+            [] if cfg.scorer is None else [(cfg.scorer, sizes.train)], sizes.val
+        ),
+        "condense": _condensations(cfg, sizes),
         "posttrain": _students(cfg, rows, sizes.val),
         "report": {},
     }
@@ -69,6 +78,15 @@ def knn_checks(cfg: SqueezeConfig) -> int:
     """How often squeeze looks at nearest neighbours: every so many epochs and at the end."""
     every = cfg.knn_every
     return cfg.epochs // every + (cfg.epochs % every > 0) if every else 0
+
+
+def _condensations(cfg: RunConfig, sizes: Sizes) -> Units:
+    """Real images that pass a random network, and our own, which pass it twice."""
+    section = cfg.condense
+    if section is None:
+        return {}
+    real = min(section.batch * sizes.classes, sizes.train)
+    return {"image iterations": float(section.iterations * (real + 2 * sizes.classes * cfg.ipc))}
 
 
 def _squeezes(trained: Sequence[tuple[SqueezeConfig, int]], val: int) -> Units:

@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from scdd.distilled import DistilledDataset
+    from scdd.distilled import DistilledDataset, RepresentationDataset
     from scdd.pipeline import distill
 
-__all__ = ["DistilledDataset", "__version__", "distill", "load"]
+__all__ = ["DistilledDataset", "RepresentationDataset", "__version__", "distill", "load"]
 
 
 def load(path: str, device: str = "cpu", teacher: str | None = None) -> "DistilledDataset":
@@ -28,4 +28,8 @@ def __getattr__(name: str) -> Any:
         from scdd.distilled import DistilledDataset
 
         return DistilledDataset
+    if name == "RepresentationDataset":
+        from scdd.distilled import RepresentationDataset
+
+        return RepresentationDataset
     raise AttributeError(f"module 'scdd' has no attribute '{name}'")

@@ -260,7 +260,7 @@ def distill(
         if world.leads:
             for step in steps:
                 if step not in again:
-                    run.check_settings(step.name, _settings(cfg, step))
+                    run.check_settings(step.name, settings_of(cfg, step))
             if again:
                 if any(step.reads_images for step in again):
                     check_later_steps(cfg, context.dataset)  # Refused before anything is moved.
@@ -295,7 +295,7 @@ def _run_step(context: Context, step: Step) -> None:
         inputs = _inputs(context, step)
         run.check_inputs(step.name, inputs)
         say(f"{step.name}: running")
-        run.begin(step.name, _settings(context.cfg, step), inputs)
+        run.begin(step.name, settings_of(context.cfg, step), inputs)
         _remove(run.folder(step.name).rglob(TORN))
     world.barrier()
     if done is not None or not (world.leads or step.sharded):
@@ -332,7 +332,7 @@ def _shown(step: Step, outputs: dict[str, str]) -> tuple[str, ...]:
     return tuple(name for name in step.shown if name in outputs)
 
 
-def _settings(cfg: RunConfig, step: Step) -> dict[str, Any]:
+def settings_of(cfg: RunConfig, step: Step) -> dict[str, Any]:
     """The part of the configuration that decides what a step makes."""
     values = cfg.model_dump(mode="json")
     images = values[step.images]
