@@ -66,10 +66,12 @@ def record_app(results: Path) -> dict[str, Any]:
     for row in found["rows"]:
         row.pop("cuts", None)
         row.pop("weights", None)
+    named = ("arch", "variant", "tuning", "training", "calibration_images")
     return {
         "schema": f"scdd {found['app']} 1",
         "commit": commit(),
         "environment": measured,
+        "config": {name: found.pop(name) for name in named if name in found},
         "n": 1 + max(row.get("seed", 0) for row in found["rows"]),
         **found,
     }

@@ -14,7 +14,7 @@ STAGES = ("unpruned", "sparse", "pruned", "recalibrated", "fine-tuned")
 
 def prune_table(result: Result) -> str:
     """Accuracy after every stage, then what each network costs."""
-    rows = result["rows"]
+    rows, config = result["rows"], result["config"]
     stages = [stage for stage in STAGES if any(stage in row["top1"] for row in rows)]
     arms = list(dict.fromkeys(row["arm"] for row in rows))
     lines = []
@@ -51,9 +51,9 @@ def prune_table(result: Result) -> str:
     ]
     devices = [f"{device} p50 / p90 ms" for device in own_costs[0]["latency_ms"]]
     reached = max(abs(row["achieved"] - row["ratio"]) for row in rows)
-    training = "; ".join(result["training"])
+    training = "; ".join(result["config"]["training"])
     note = (
-        f"{_protocol(result)} {result['arch']}, variant {result['variant']}. Ratio: share of the "
+        f"{_protocol(result)} {config['arch']}, variant {config['variant']}. Ratio: share of the "
         f"channels, reached within {100 * reached:.1f} points. MACs and latency: one image of "
         f"{result['image_size']} px. Training: {training}. {_hardware(result)}"
     )
@@ -80,7 +80,7 @@ def crossarch_table(result: Result) -> str:
             ]
         )
     headers = ["net", "parameters", "MACs", "epochs", *(f"{a}, {kind}" for a, kind in series)]
-    note = f"{_protocol(result)} Tuning {result['tuning']}. {_hardware(result)}"
+    note = f"{_protocol(result)} Tuning {result['config']['tuning']}. {_hardware(result)}"
     return f"{table(headers, lines)}\n\n{note}\n"
 
 
@@ -99,9 +99,10 @@ def quantize_table(result: Result) -> str:
         ]
         for row in result["rows"]
     ]
+    config = result["config"]
     headers = ["network", "calibration", "range", "size", "p50 / p90 ms", "top-1", "same class"]
     note = (
-        f"{_protocol(result)} {result['arch']}; {result['calibration_images']} calibration images "
+        f"{_protocol(result)} {config['arch']}; {config['calibration_images']} calibration images "
         f"a row; onnxruntime {result['onnxruntime']}. {_hardware(result)}"
     )
     return f"{table([*headers, 'logit error'], lines)}\n\n{note}\n"

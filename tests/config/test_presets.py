@@ -9,7 +9,7 @@ import yaml
 from scdd.config.checkpoint import CheckpointConfig
 from scdd.config.known_checkpoints import find
 from scdd.config.load import load_config, preset_names, presets_dir
-from scdd.config.objectives import MocoV2Config, SupervisedConfig
+from scdd.config.objectives import BarlowTwinsConfig, MocoV2Config, SupervisedConfig
 from scdd.config.recover import RecoverConfig
 from scdd.config.relabel import RandAugmentConfig
 from scdd.config.run import RunConfig
@@ -42,7 +42,7 @@ def leaves(value: Any, prefix: str = "") -> dict[str, Any]:
 
 def defaults_under(settings: dict[str, Any]) -> dict[str, Any]:
     """All defaults, with those of the sections that `settings` opens, adds to or exchanges."""
-    found = RunConfig().model_dump()
+    found = RunConfig(method=settings["method"]).model_dump()
     if "recover_real" in settings:
         found["recover_real"] = RecoverConfig().model_dump()
     if "randaugment" in settings.get("relabel", {}):
@@ -65,6 +65,8 @@ def squeeze_defaults(settings: dict[str, Any]) -> dict[str, Any]:
         found["views"] = [ViewConfig().model_dump()] * len(settings["views"])
     if settings.get("objective") == {"name": "supervised"}:
         found["objective"] = SupervisedConfig().model_dump()
+    if settings.get("objective", {}).get("name") == "barlow_twins":
+        found["objective"] = BarlowTwinsConfig().model_dump()
     return found
 
 

@@ -2,6 +2,44 @@
 
 from typing import Any
 
+PAIRS: dict[str, Any] = {
+    "recipe": "custom",
+    "dataset": {"name": "digits", "image_size": 16},
+    "squeeze": {
+        "arch": "resnet8x2",
+        "objective": {"name": "barlow_twins", "hidden": 512, "dim": 512},
+        "epochs": 30,
+        "batch": 128,
+        "optimizer": "adamw",
+        "lr": 0.002,
+        "warmup_epochs": 2,
+        "views": [
+            {
+                "count": 2,
+                "crop_scale": [0.5, 1.0],
+                "flip": 0.0,
+                "saturation": 0.0,
+                "hue": 0.0,
+                "grey": 0.0,
+            }
+        ],
+    },
+    "condense_pairs": {
+        "budget_n": 25,
+        "steps": 1000,
+        "batch": 128,
+        "lr": 0.01,
+        "outer_aug": "none",
+        "pool": {"models": 5, "arch": "convnet_krr_w128", "age": 200},
+    },
+    "pretrain": {
+        "arch": "convnet_krr_w128",
+        "seeds": 5,
+        "epochs": 300,
+        "probe": {"solver": "lbfgs", "iterations": 200},
+    },
+}
+
 TUNED: dict[str, dict[str, Any]] = {
     "digits": {
         "method": "scdd",
@@ -116,4 +154,6 @@ TUNED: dict[str, dict[str, Any]] = {
             "stretch": 1.5,
         },
     },
+    "digits_krr_st": PAIRS | {"method": "krr_st"},
+    "digits_boost": PAIRS | {"method": "boost"},
 }
