@@ -160,7 +160,8 @@ def test_new_weights_get_the_steps_and_the_rate_of_everything_else_together(
         train_student(cfg, *rest, **more)
 
     monkeypatch.setattr(place, "train_student", watched)
-    done = apps("prune", small_file, "--arch", "resnet8", *SHORT, "--ratio", "0.5")
+    chosen = ["--arch", "resnet8", "--ratio", "0.5", "--out", "out"]
+    done = apps("prune", small_file, *chosen, *SHORT)
     assert done.returncode == 0, done.stderr
     sparsity, control, slimming, random, scratch = trained
     assert control == slimming == random and control[1] < sparsity[1]
