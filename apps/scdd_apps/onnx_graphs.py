@@ -10,12 +10,15 @@ from onnx import ModelProto
 from torch import Tensor, nn
 
 from scdd import __version__
-from scdd.errors import CheckpointError, RunError
+from scdd.errors import CheckpointError, ConfigError, RunError
 from scdd.files import sha256_of
 from scdd.seeding import generator
+from scdd.tables import size
 from scdd_apps.networks import Network
 
 INPUT = "images"
+LARGEST = 2**31
+"""Bytes of a protocol buffer."""
 MOST_APART = 1e-4
 """How far outputs may be from those of PyTorch, relative to the largest of the batch."""
 
@@ -41,8 +44,15 @@ def to_onnx(network: Network) -> ModelProto:
     """Trace a network into a graph for batches of any size, with facts about it as metadata.
 
     Raises:
+        ConfigError: if its weights are more than an ONNX file can hold.
         RunError: if PyTorch cannot express the network in ONNX.
     """
+    taken = sum(value.nbytes for value in network.model.state_dict().values())
+    if taken >= LARGEST:
+        raise ConfigError(
+            f"{network.path}: its weights take {size(taken)}, and an ONNX file holds less than "
+            f"{size(LARGEST)}; choose a smaller network"
+        )
     output = "logits" if network.classes else "features"
     example = torch.rand(2, 3, network.image_size, network.image_size)  # 1 would stay a constant
     try:
@@ -62,14 +72,14 @@ def to_onnx(network: Network) -> ModelProto:
     model = program.model_proto
     _forget_origin(model)
     model.producer_name, model.producer_version = "scdd", __version__
-    size = network.image_size
+    side = network.image_size
     facts = {
-        "input": f"float32 RGB [batch, 3, {size}, {size}] in [0, 1]; normalised inside",
+        "input": f"float32 RGB [batch, 3, {side}, {side}] in [0, 1]; normalised inside",
         "arch": network.arch,
         "classes": list(network.classes),
         "mean": network.mean,
         "std": network.std,
-        "image_size": size,
+        "image_size": side,
         "weights": sha256_of(network.path),
         "trained_on": network.trained_on,
     }

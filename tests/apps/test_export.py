@@ -19,6 +19,7 @@ from torchvision.transforms.functional import normalize
 from scdd.checkpoint import load_weights, save_weights
 from scdd.errors import RunError
 from scdd.models import list_models
+from scdd_apps import onnx_graphs
 from scdd_apps.export import network_file
 from scdd_apps.networks import Network
 from scdd_apps.onnx_graphs import to_onnx
@@ -29,6 +30,7 @@ from tests.conftest import ROOT, Outcome, child_environment
 Run = Callable[..., Outcome]
 
 QUICK = ("resnet8", "squeezenet1_0")
+TOO_LARGE = "resnet50w5"
 
 
 def refused(outcome: Outcome, *said: str, code: int = 2) -> None:
@@ -55,7 +57,14 @@ def assert_gives_the_logits_of(model: nn.Module, path: Path, size: int) -> None:
 
 @pytest.mark.parametrize(
     "arch",
-    [*QUICK, *(pytest.param(a, marks=pytest.mark.slow) for a in list_models() if a not in QUICK)],
+    [
+        *QUICK,
+        *(
+            pytest.param(arch, marks=pytest.mark.slow)
+            for arch in list_models()
+            if arch not in (*QUICK, TOO_LARGE)
+        ),
+    ],
 )
 def test_a_network_gives_the_same_logits_in_onnx_runtime(arch: str, apps: Run, tmp_path: Path):
     size = 8 if arch == "resnet8" else 16
@@ -64,6 +73,16 @@ def test_a_network_gives_the_same_logits_in_onnx_runtime(arch: str, apps: Run, t
     assert done.returncode == 0, done.stderr
     assert done.stderr == "" and done.stdout.startswith(f"teacher.onnx: {arch}, ")
     assert_gives_the_logits_of(model, tmp_path / "teacher.onnx", size)
+
+
+def test_weights_that_no_onnx_file_can_hold_are_refused_before_the_work(
+    apps: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(onnx_graphs, "LARGEST", 100_000)
+    save_network(tmp_path / "teacher.safetensors")
+    outcome = apps("export", "teacher.safetensors")
+    refused(outcome, "teacher.safetensors: its weights take", "less than 100.0 kB", "smaller")
+    assert [path.name for path in tmp_path.iterdir()] == ["teacher.safetensors"]
 
 
 @pytest.mark.parametrize("arch", ["vgg11", pytest.param("resnet18", marks=pytest.mark.slow)])
