@@ -47,7 +47,7 @@ def run_report_pairs(context: Context, step: str) -> tuple[str, ...]:
         pretrain_line(cfg.pretrain, cfg.recipe, results),
         f"Stored: {bill}.",
         f"Teacher: {teacher['arch']}, {teacher['objective']}"
-        + ("." if teacher["epoch"] is None else f", {teacher['epoch']} epochs."),
+        + ("." if teacher["epoch"] is None else f", {counted(teacher['epoch'], 'epoch')}."),
         "",
         *REMARKS,
         "",

@@ -78,7 +78,7 @@ def test_pairs_are_made_billed_learnt_from_and_compared(
     }
     table = [line.split("|")[1].strip() for line in done.stdout.splitlines() if " +- " in line]
     assert table == ROWS[method]
-    assert "12 raw images with targets" in done.stdout and "barlow_twins, 1 epochs" in done.stdout
+    assert "12 raw images with targets" in done.stdout and "barlow_twins, 1 epoch." in done.stdout
 
     shown = warm_command("inspect", run / "distilled.h5", "--verify")
     assert shown.returncode == 0 and "every digest, shape and range is right" in shown.stdout

@@ -51,9 +51,15 @@ class Inputs:
         own = "random real" if self.header.method == "random" else "distilled"
         arms = {own: self.file}
         if self.baseline is not None:
-            random = read_header(self.baseline).method == "random" and own == "distilled"
+            assert self.baseline_header is not None
+            random = self.baseline_header.method == "random" and own == "distilled"
             arms["random real" if random else f"baseline {self.baseline.stem}"] = self.baseline
         return arms
+
+    @cached_property
+    def baseline_header(self) -> Header | None:
+        """What the other distilled file says of itself."""
+        return None if self.baseline is None else read_header(self.baseline)
 
     @cached_property
     def val_digest(self) -> str | None:
@@ -103,11 +109,13 @@ def find_inputs(
         raise ConfigError(
             f"--baselines: there is no random_real.h5 beside {file}; give --baseline FILE"
         )
-    if wanted is not None and read_header(wanted).digest == header.digest:
-        raise ConfigError(f"--baseline {wanted}: holds the same as {file}; give another file")
     own = read_run_config(file.parent)
     training = own.posttrain if own else None
-    return Inputs(file, header, found.val, wanted, training, out or file.parent / app)
+    inputs = Inputs(file, header, found.val, wanted, training, out or file.parent / app)
+    other = inputs.baseline_header
+    if other is not None and other.digest == header.digest:
+        raise ConfigError(f"--baseline {wanted}: holds the same as {file}; give another file")
+    return inputs
 
 
 def label_kinds(names: Iterable[str]) -> tuple[Labels, ...]:

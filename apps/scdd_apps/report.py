@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from scdd.distilled import Header, read_header
+from scdd.distilled import Header
 from scdd.files import replacing, write_json
 from scdd.run import environment
 from scdd.tables import counted, mean_sd, size
@@ -59,12 +59,12 @@ def write_results(
 
 
 def _facts(inputs: Inputs) -> dict[str, Any]:
-    header = inputs.header
+    header, other = inputs.header, inputs.baseline_header
     return {
         "file": str(inputs.file),
         "digest": header.digest,
         "baseline": None if inputs.baseline is None else str(inputs.baseline),
-        "baseline_digest": None if inputs.baseline is None else read_header(inputs.baseline).digest,
+        "baseline_digest": None if other is None else other.digest,
         "dataset": header.dataset,
         "method": header.method,
         "recipe": header.recipe,

@@ -23,6 +23,7 @@ from scdd.run import versions
 from scdd.stages.condense_pairs import condense_pairs
 from scdd.steps.context import Context, teacher_record
 
+BACKBONE = Path("squeeze", "backbone.safetensors")
 FILE, BASELINE_FILE = "distilled.h5", "random_real.h5"
 
 
@@ -35,7 +36,7 @@ def run_condense_pairs(context: Context, step: str) -> tuple[str, ...]:
     assert cfg is not None
     if (folder / FILE).exists():
         return (FILE,)
-    backbone, train = backbone_and_images(context)
+    backbone, train = _backbone(context), images_of_backbone(context)
     size = context.dataset.image_size
     sizes = plan_sizes(cfg, len(train), size, int(backbone.feature_dim))  # type: ignore[arg-type]
     say(f"  {describe_bill(sizes, cfg.budget_n)}")
@@ -63,7 +64,7 @@ def run_baseline_pairs(context: Context, step: str) -> tuple[str, ...]:
     """backbone + real images -> random_real.h5: N random real images with their representations."""
     cfg, folder = context.cfg.condense_pairs, context.run.folder(step)
     assert cfg is not None
-    backbone, train = backbone_and_images(context)
+    backbone, train = _backbone(context), images_of_backbone(context)
     rows = baseline_rows(context.cfg, train)
     parts = _dense(real_pairs(backbone, train, rows, context.device))
     write_pairs(folder / BASELINE_FILE, _header(context, parts, "random"), parts)
@@ -76,11 +77,14 @@ def baseline_rows(cfg: RunConfig, train: ImageSource) -> Tensor:
     return start_rows(train, cfg.condense_pairs.budget_n, cfg.seed)
 
 
-def backbone_and_images(context: Context) -> tuple[nn.Module, ImageSource]:
-    """The frozen backbone of squeeze, and the training images with the statistics it knows."""
-    backbone, about = context.network("squeeze", "backbone.safetensors")
-    train = with_statistics(context.dataset.train, about["mean"], about["std"])
-    return backbone.eval().requires_grad_(False), train
+def images_of_backbone(context: Context) -> ImageSource:
+    """The training images with the statistics that the backbone knows."""
+    _, about = load_weights(context.run.path / BACKBONE)
+    return with_statistics(context.dataset.train, about["mean"], about["std"])
+
+
+def _backbone(context: Context) -> nn.Module:
+    return context.network(*BACKBONE.parts)[0].eval().requires_grad_(False)
 
 
 def check_pairs(cfg: RunConfig, images: int) -> Sizes:
@@ -103,7 +107,7 @@ def _dense(pairs: RawPairs) -> DenseSet:
 def _header(context: Context, parts: DenseSet | FactoredSet, method: str) -> Header:
     cfg = context.cfg
     assert cfg.condense_pairs is not None
-    path: Path = context.run.path / "squeeze" / "backbone.safetensors"
+    path = context.run.path / BACKBONE
     about: dict[str, Any] = load_weights(path)[1]
     return Header(
         kind="dense" if isinstance(parts, DenseSet) else "factored",

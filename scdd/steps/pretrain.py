@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from scdd.bilevel.regressor import trunk_of
 from scdd.datasets.pixel_statistics import with_statistics
@@ -16,7 +16,7 @@ from scdd.progress import Bar
 from scdd.seeding import generator
 from scdd.stages.pretrain import linear_probe, new_network, pretrain
 from scdd.steps.context import Context
-from scdd.steps.pairs import BASELINE_FILE, FILE, backbone_and_images, baseline_rows
+from scdd.steps.pairs import BASELINE_FILE, FILE, baseline_rows, images_of_backbone
 
 DISTILLED, STORED = "distilled", "distilled, targets stored"
 RANDOM, LABELS = "random real", "random real, class labels"
@@ -100,11 +100,14 @@ def _row(
     """Train one network and probe it; the score is that of the last epoch."""
     cfg, device, classes = context.cfg.pretrain, context.device, len(context.dataset.classes)
     assert cfg is not None
-    _, train = backbone_and_images(context)
+    train = images_of_backbone(context)
     val = with_statistics(context.dataset.val, train.mean, train.std)
     own = generator(context.cfg.seed, "pretrain.network", seed).initial_seed()
-    pairs, net = 0, _untrained(context, own)
-    if learnt is not None:
+    if learnt is None:
+        pairs = 0
+        net = new_network(cfg.arch, context.dataset.image_size, 1, own).to(device)
+        bar.done += cfg.epochs
+    else:
         images, targets = learnt()
         pairs = len(images)
         net = pretrain(
@@ -117,14 +120,5 @@ def _row(
             lambda note: bar.advance(note=f"{arm}, seed {seed}, {note}"),
             classes if arm == LABELS else 0,
         )
-    else:
-        bar.done += cfg.epochs
     score = linear_probe(cfg.probe, trunk_of(net), train, val, own, device)
     return {"arm": arm, "seed": seed, "pairs": pairs, "top1": score.top1, "top5": score.top5}
-
-
-def _untrained(context: Context, seed: int) -> nn.Sequential:
-    cfg = context.cfg.pretrain
-    assert cfg is not None
-    size = context.dataset.image_size
-    return new_network(cfg.arch, size, 1, seed).to(context.device)

@@ -1,7 +1,7 @@
 """The report of `scdd-apps prune`: accuracy stage by stage, what was removed, what it was from."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from statistics import fmean
 from typing import Any
 
@@ -80,21 +80,14 @@ def warnings_of(plan: Plan, rows: Sequence[Row]) -> list[str]:
                 f"{came}, so hardly anything of the network is left and their order says little; "
                 "lower --pull or raise --epochs."
             )
-        kept = _scores([row for row in own if not row["ratio"]])
-        new = {
-            row["ratio"]: _scores(
-                [r for r in own if (r["ratio"], r["channels"]) == (row["ratio"], SCRATCH)]
-            )
-            for row in own
-            if row["channels"] == SCRATCH
-        }
-        for ratio, scores in new.items():
-            if kept and scores and fmean(kept) < fmean(scores) - WORSE:
+        kept = _scores(row for row in own if not row["ratio"])
+        for ratio in sorted({row["ratio"] for row in own if row["channels"] == SCRATCH}):
+            new = _scores(r for r in own if (r["ratio"], r["channels"]) == (ratio, SCRATCH))
+            if kept and new and fmean(kept) < fmean(new) - WORSE:
                 found.append(
                     f"Warning: on the {arm} images the network with nothing removed ends at "
-                    f"{fmean(kept):.1f} %, and new weights at ratio {ratio:g} at "
-                    f"{fmean(scores):.1f} %, so the sparsity training has done it harm; lower "
-                    "--pull or raise --epochs."
+                    f"{fmean(kept):.1f} %, and new weights at ratio {ratio:g} at {fmean(new):.1f} "
+                    "%, so the sparsity training has done it harm; lower --pull or raise --epochs."
                 )
                 break
     return [line for sentence in found for line in ("", sentence)]
@@ -165,7 +158,7 @@ def _table(plan: Plan, rows: Sequence[Row]) -> str:
     return table(headers, lines)
 
 
-def _scores(rows: Sequence[Row]) -> list[float]:
+def _scores(rows: Iterable[Row]) -> list[float]:
     found = [row["top1"]["fine-tuned"] for row in rows]
     return [score for score in found if score is not None]
 
