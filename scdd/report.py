@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,16 +53,16 @@ def run_report(context: Context, step: str) -> tuple[str, ...]:
         "![one row a class](gallery.png)",
         "",
         *_recovery(losses),
-        "## Time and memory",
-        "",
-        time_table(context),
-        "",
-        environment_line(context),
-        "",
     ]
-    with replacing(folder / "report.md") as temporary:
-        temporary.write_text("\n".join(lines), encoding="utf-8")
+    write_report(context, folder, lines)
     return ("report.md", "gallery.png", *losses)
+
+
+def write_report(context: Context, folder: Path, lines: Sequence[str]) -> None:
+    """Write report.md into a folder: the lines, and below them what the run took."""
+    below = ["## Time and memory", "", time_table(context), "", _environment_line(context), ""]
+    with replacing(folder / "report.md") as temporary:
+        temporary.write_text("\n".join([*lines, *below]), encoding="utf-8")
 
 
 def _count(context: Context) -> str:
@@ -220,7 +221,7 @@ def _origin(cfg: RunConfig) -> list[str]:
     ]
 
 
-def environment_line(context: Context) -> str:
+def _environment_line(context: Context) -> str:
     """What the times were measured on."""
     path = context.run.path / "environment.json"
     environment = json.loads(path.read_text(encoding="utf-8"))

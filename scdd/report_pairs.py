@@ -6,9 +6,8 @@ from scdd.checkpoint import load_weights
 from scdd.config.condense_pairs import PretrainConfig
 from scdd.distilled import DistilledFile, RepresentationDataset
 from scdd.distilled.bill import describe_bill
-from scdd.files import replacing
 from scdd.gallery import draw_views
-from scdd.report import environment_line, read_scores, time_table
+from scdd.report import read_scores, write_report
 from scdd.steps import Context
 from scdd.tables import counted, mean_sd, table
 
@@ -53,15 +52,8 @@ def run_report_pairs(context: Context, step: str) -> tuple[str, ...]:
         "",
         "![one row a view](gallery.png)",
         "",
-        "## Time and memory",
-        "",
-        time_table(context),
-        "",
-        environment_line(context),
-        "",
     ]
-    with replacing(folder / "report.md") as temporary:
-        temporary.write_text("\n".join(lines), encoding="utf-8")
+    write_report(context, folder, lines)
     return ("report.md", "gallery.png")
 
 

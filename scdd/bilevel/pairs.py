@@ -1,7 +1,7 @@
 """The pairs that are learnt: images and targets, raw or as coefficients of bases, in all views."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -14,36 +14,8 @@ from scdd.config.condense_pairs import CondensePairsConfig
 from scdd.datasets.sources import ImageSource
 from scdd.distilled.bill import Sizes
 from scdd.distilled.factored import FactoredSet, turned
+from scdd.distilled.pairs import DenseSet, Pairs
 from scdd.seeding import generator
-
-
-@dataclass(frozen=True, eq=False)
-class RawPairs:
-    """Images and targets as they are (KRR-ST)."""
-
-    pixels: Tensor
-    """[m, 3, S, S], as networks see them."""
-    vectors: Tensor
-    """[m, d]"""
-
-    @property
-    def num_views(self) -> int:
-        """One: the image as it is."""
-        return 1
-
-    def __len__(self) -> int:
-        return len(self.pixels)
-
-    def images(self, view: int = 0) -> Tensor:
-        """[m, 3, S, S]"""
-        return self.pixels
-
-    def targets(self, view: int = 0, *, stored: bool = False) -> Tensor:
-        """[m, d]"""
-        return self.vectors
-
-
-Pairs = RawPairs | FactoredSet
 
 RAW = ("pixels", "vectors")
 BASES = ("image_basis", "target_basis")
@@ -65,14 +37,14 @@ def shown(
 
 def learnt(pairs: Pairs) -> dict[str, Tensor]:
     """The tensors that are learnt, by name."""
-    names = RAW if isinstance(pairs, RawPairs) else BASES + COEFFICIENTS
+    names = RAW if isinstance(pairs, DenseSet) else BASES + COEFFICIENTS
     found = {name: getattr(pairs, name) for name in names}
     return {name: tensor for name, tensor in found.items() if tensor is not None}
 
 
 def parts_of(pairs: Pairs) -> dict[str, Tensor]:
     """All tensors by name, with the means, which are not learnt."""
-    means = () if isinstance(pairs, RawPairs) else MEANS
+    means = () if isinstance(pairs, DenseSet) else MEANS
     return {name: tensor.detach() for name, tensor in learnt(pairs).items()} | {
         name: getattr(pairs, name) for name in means
     }
@@ -81,7 +53,7 @@ def parts_of(pairs: Pairs) -> dict[str, Tensor]:
 def pairs_from(cfg: CondensePairsConfig, image_size: int, parts: dict[str, Tensor]) -> Pairs:
     """The pairs that have these parts, ready to be learnt."""
     pairs: Pairs = (
-        RawPairs(**parts)
+        DenseSet(cfg.turns, **parts)
         if cfg.parameterisation == "raw"
         else FactoredSet(image_size, cfg.turns, **parts)  # type: ignore[arg-type]
     )
@@ -98,11 +70,11 @@ def start_rows(train: ImageSource, count: int, seed: int) -> Tensor:
 
 def real_pairs(
     teacher: nn.Module, train: ImageSource, rows: Tensor, device: torch.device, unit: bool = False
-) -> RawPairs:
+) -> DenseSet:
     """Real images with the teacher's outputs, not learnt; `unit` leaves pixels in [0, 1]."""
     images = _normalised(train, rows, device)
     pixels = train.read(rows).to(device).float() / 255 if unit else images
-    return RawPairs(pixels, representations(teacher, images))
+    return DenseSet((0,), pixels, representations(teacher, images))
 
 
 def starting_parts(

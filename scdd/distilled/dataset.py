@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
 from scdd.augment import normalise
-from scdd.config.section import Triple
 from scdd.distilled.batches import Batch, DrawnBatches, Sample, batch_count, draw_batches
 from scdd.distilled.computed_labels import TEACHER, ComputedLabels
+from scdd.distilled.described import Described, position
 from scdd.distilled.format import Header
 from scdd.distilled.hdf5 import refuse
 from scdd.distilled.reader import DistilledFile
@@ -27,7 +27,7 @@ RENDERED_BYTES, CACHED_BYTES = 64 * 2**20, 8 * 2**20
 operations is what costs, and on a CPU, whose caches should hold it."""
 
 
-class DistilledDataset(Dataset[Sample]):
+class DistilledDataset(Described, Dataset[Sample]):
     """Images, labels and view records in memory; soft labels are read from the file when wanted.
 
     Where the codec is `teacher`, they are computed view by view instead.
@@ -117,7 +117,7 @@ class DistilledDataset(Dataset[Sample]):
                 f"a worker cannot use images on {self.images.device}; open the file on the CPU, or "
                 "take num_workers=0"
             )
-        rows = torch.tensor([_row(i, len(self)) for i in indices], dtype=torch.int64)
+        rows = torch.tensor([position(i, len(self), "images") for i in indices], dtype=torch.int64)
         batch = self._batch(self._view(int(self._epoch)), rows, soft_labels=True, keep=False)
         logits = batch.images.new_empty(len(rows), 0) if batch.logits is None else batch.logits
         fields = batch.images, logits, batch.labels, batch.partner_labels, batch.label_weight
@@ -131,21 +131,6 @@ class DistilledDataset(Dataset[Sample]):
     def classes(self) -> tuple[str, ...]:
         """Names of the classes."""
         return self.header.class_names
-
-    @property
-    def mean(self) -> Triple:
-        """Mean per channel that images are normalised by."""
-        return self.header.mean
-
-    @property
-    def std(self) -> Triple:
-        """Standard deviation per channel that images are normalised by."""
-        return self.header.std
-
-    @property
-    def image_size(self) -> int:
-        """Side of the images in pixels."""
-        return self.header.image_size
 
     @property
     def num_views(self) -> int:
@@ -319,11 +304,3 @@ class DistilledDataset(Dataset[Sample]):
             self.labels[partner],
             weight,
         )
-
-
-def _row(index: int, count: int) -> int:
-    """A position counted from 0, as lists understand an index."""
-    row = operator.index(index)
-    if not -count <= row < count:
-        raise IndexError(f"there are {count} images, but number {row} was asked for")
-    return row % count

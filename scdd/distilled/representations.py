@@ -1,6 +1,5 @@
 """Images and representations as pre-training sees them: one stream, however they are stored."""
 
-import operator
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, Self
@@ -10,8 +9,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from scdd.augment import denormalise, normalise
-from scdd.config.section import Triple
 from scdd.distilled.batches import batch_count, draw_batches
+from scdd.distilled.described import Described, position
 from scdd.distilled.format import Header
 from scdd.distilled.pairs import Pairs
 from scdd.distilled.reader import DistilledFile
@@ -26,7 +25,7 @@ class Pair(NamedTuple):
     """float32 [d] or [B, d]."""
 
 
-class RepresentationDataset(Dataset[Pair]):
+class RepresentationDataset(Described, Dataset[Pair]):
     """All views of all images with their representations, view by view: V times m pairs.
 
     Pair v * m + i is image i in view v. A factored set is decoded as it is asked for, so it is the
@@ -60,28 +59,9 @@ class RepresentationDataset(Dataset[Pair]):
 
     def __getitems__(self, indices: Sequence[int]) -> list[Pair]:
         """Return several pairs, decoded together; this is what a DataLoader calls."""
-        count = len(self)
-        rows = [operator.index(index) for index in indices]
-        for row in rows:
-            if not -count <= row < count:
-                raise IndexError(f"there are {count} pairs, but number {row} was asked for")
-        batch = self.batch(torch.tensor(rows, dtype=torch.int64) % count)
+        rows = [position(index, len(self), "pairs") for index in indices]
+        batch = self.batch(torch.tensor(rows, dtype=torch.int64))
         return [Pair(*pair) for pair in zip(*batch, strict=True)]
-
-    @property
-    def mean(self) -> Triple:
-        """Mean per channel that images are normalised by."""
-        return self.header.mean
-
-    @property
-    def std(self) -> Triple:
-        """Standard deviation per channel that images are normalised by."""
-        return self.header.std
-
-    @property
-    def image_size(self) -> int:
-        """Side of the images in pixels."""
-        return self.header.image_size
 
     @property
     def target_dim(self) -> int:

@@ -25,8 +25,6 @@ from scdd.bilevel.model_pool import (
 )
 from scdd.bilevel.pairs import (
     BASES,
-    Pairs,
-    RawPairs,
     learnt,
     orthonormalise,
     pairs_from,
@@ -44,6 +42,7 @@ from scdd.config.condense_pairs import CondensePairsConfig
 from scdd.datasets.sources import ImageSource
 from scdd.distilled.bill import Sizes
 from scdd.distilled.factored import FactoredSet
+from scdd.distilled.pairs import DenseSet, Pairs
 from scdd.errors import RunError
 from scdd.progress import Bar
 from scdd.seeding import generator
@@ -217,7 +216,7 @@ def _outer_loss(
 
 
 def _penalty(cfg: CondensePairsConfig, pairs: Pairs) -> Tensor | float:
-    if cfg.bases.orthogonality != "penalty" or isinstance(pairs, RawPairs):
+    if cfg.bases.orthogonality != "penalty" or isinstance(pairs, DenseSet):
         return 0.0
     bases = (pairs.image_basis, pairs.target_basis)
     return cfg.bases.penalty * sum(orthogonality_penalty(basis) for basis in bases)
@@ -245,8 +244,8 @@ def _check(state: _State) -> None:
 
 def _finished(cfg: CondensePairsConfig, pairs: Pairs, seed: int) -> tuple[Pairs, tuple[float, ...]]:
     """Orthonormal bases, then networks for what the turned views have become."""
-    if isinstance(pairs, RawPairs):
-        return RawPairs(**parts_of(pairs)), ()
+    if isinstance(pairs, DenseSet):
+        return DenseSet(pairs.turns, **parts_of(pairs)), ()
     orthonormalise(pairs)
     pairs = without_gradient(pairs)
     if not cfg.approximation:

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from scdd.bilevel.pairs import RawPairs, real_pairs, start_rows
+from scdd.bilevel.pairs import real_pairs, start_rows
 from scdd.bilevel.sizes import plan_sizes
 from scdd.checkpoint import load_weights
 from scdd.config.run import RunConfig
@@ -14,9 +14,8 @@ from scdd.datasets import ImageSource
 from scdd.datasets.pixel_statistics import with_statistics
 from scdd.distilled import Header
 from scdd.distilled.bill import Sizes, describe_bill
-from scdd.distilled.factored import FactoredSet
 from scdd.distilled.pair_writer import write_pairs
-from scdd.distilled.pairs import DenseSet
+from scdd.distilled.pairs import DenseSet, Pairs
 from scdd.models import create_model
 from scdd.progress import say
 from scdd.run import versions
@@ -54,9 +53,7 @@ def run_condense_pairs(context: Context, step: str) -> tuple[str, ...]:
         shares = ", ".join(f"{share:.2f}" for share in made.explained)
         say(f"  the networks explain of what turning does to targets (R^2): {shares}")
         context.run.log(step, explained=made.explained)
-    pairs = made.pairs
-    parts = _dense(pairs) if isinstance(pairs, RawPairs) else pairs
-    write_pairs(folder / FILE, _header(context, parts, context.cfg.method), parts)
+    write_pairs(folder / FILE, _header(context, made.pairs, context.cfg.method), made.pairs)
     return (FILE,)
 
 
@@ -66,7 +63,7 @@ def run_baseline_pairs(context: Context, step: str) -> tuple[str, ...]:
     assert cfg is not None
     backbone, train = _backbone(context), images_of_backbone(context)
     rows = baseline_rows(context.cfg, train)
-    parts = _dense(real_pairs(backbone, train, rows, context.device))
+    parts = real_pairs(backbone, train, rows, context.device)
     write_pairs(folder / BASELINE_FILE, _header(context, parts, "random"), parts)
     return (BASELINE_FILE,)
 
@@ -100,11 +97,7 @@ def check_pairs(cfg: RunConfig, images: int) -> Sizes:
     return plan_sizes(cfg.condense_pairs, images, size, width)
 
 
-def _dense(pairs: RawPairs) -> DenseSet:
-    return DenseSet((0,), pairs.pixels.detach(), pairs.vectors.detach()[None])
-
-
-def _header(context: Context, parts: DenseSet | FactoredSet, method: str) -> Header:
+def _header(context: Context, parts: Pairs, method: str) -> Header:
     cfg = context.cfg
     assert cfg.condense_pairs is not None
     path = context.run.path / BACKBONE

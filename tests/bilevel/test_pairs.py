@@ -49,13 +49,13 @@ def test_raw_pairs_start_as_real_images_and_what_the_teacher_says_of_them():
     pairs, rows = begin(**RAW), start_rows(source(120), 6, 0)
     assert len(rows.unique()) == 6
     torch.testing.assert_close(pairs.pixels.detach(), real(120, rows))
-    torch.testing.assert_close(pairs.vectors.detach(), teacher()(real(120, rows)))
+    torch.testing.assert_close(pairs.targets().detach(), teacher()(real(120, rows)))
 
 
 def test_as_released_raw_pixels_start_unnormalised_under_the_same_targets():
     pairs, rows = begin(start_space="unit", **RAW), start_rows(source(120), 6, 0)
     assert torch.equal(pairs.pixels.detach(), source(120).images[rows].float() / 255)
-    torch.testing.assert_close(pairs.vectors.detach(), teacher()(real(120, rows)))
+    torch.testing.assert_close(pairs.targets().detach(), teacher()(real(120, rows)))
 
 
 def test_as_many_bases_as_values_give_the_reduced_images_and_the_targets_of_every_view():
