@@ -43,6 +43,8 @@ SIZE, CLASSES, IMAGES = 16, 8, 64
 """Pixels, classes and images of a class, but on the axis where they vary."""
 VALIDATION = 4
 """Images of a class."""
+THREADS = 1
+"""Of every process, so that two processes have twice what one has."""
 
 
 class Axis(NamedTuple):
@@ -116,7 +118,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     result = {
         "schema": SCHEMA,
         "commit": commit(),
-        "environment": measured_on(device),
+        "environment": measured_on(device, THREADS),
         "n": options.rounds,
         "config": {"factor": options.factor, "size": SIZE, "classes": CLASSES, "images": IMAGES},
         "rows": [grown(name, step, points) for name in chosen for step in AXES[name].steps],
@@ -155,6 +157,7 @@ def settings(data: Path, changes: Mapping[str, Any]) -> dict[str, Any]:
     """The whole configuration of a point: the least that still passes through every step."""
     plan: dict[str, Any] = {
         "ipc": 4,
+        "threads": THREADS,
         "dataset": {"name": "image_folder", "root": str(data.absolute()), "image_size": SIZE},
         "squeeze": {
             "arch": "resnet8",
