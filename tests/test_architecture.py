@@ -42,6 +42,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "bn_report",
         "bn_statistics",
         "checkpoint",
+        "compiling",
         "distributed",
         "divergence",
         "preflight",

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from scdd.bilevel.passes import PLAIN, Passes
 from scdd.bilevel.regressor import new_regressor
 from scdd.config.condense_pairs import PoolConfig
 from scdd.seeding import generator, seeded
@@ -68,7 +68,13 @@ def chosen_model(cfg: PoolConfig, step: int, seed: int) -> int:
     return int(torch.randint(cfg.models, (), generator=draw))
 
 
-def inner_step(cfg: PoolConfig, model: OnlineModel, images: Tensor, targets: Tensor) -> None:
+def inner_step(
+    cfg: PoolConfig,
+    model: OnlineModel,
+    images: Tensor,
+    targets: Tensor,
+    passes: Passes = PLAIN,
+) -> None:
     """Train a model one step in train mode: mean squared error over all entries of `targets`.
 
     All pairs [n, ...] at once, or where these are too many a fixed part of them, another at every
@@ -76,8 +82,8 @@ def inner_step(cfg: PoolConfig, model: OnlineModel, images: Tensor, targets: Ten
     """
     parts = -(-len(images) // cfg.batch)
     rows = slice(model.age % parts, None, parts)
-    model.net.train()
-    loss = F.mse_loss(model.net(images[rows].detach()), targets[rows].detach())
+    model.net.train().requires_grad_(True)
+    loss = passes.inner_loss(model.net, images[rows].detach(), targets[rows].detach())
     model.optimizer.zero_grad()
     loss.backward()
     model.optimizer.step()
@@ -85,11 +91,17 @@ def inner_step(cfg: PoolConfig, model: OnlineModel, images: Tensor, targets: Ten
 
 
 def grow(
-    cfg: PoolConfig, model: OnlineModel, images: Tensor, targets: Tensor, step: int, seed: int
+    cfg: PoolConfig,
+    model: OnlineModel,
+    images: Tensor,
+    targets: Tensor,
+    step: int,
+    seed: int,
+    passes: Passes = PLAIN,
 ) -> None:
     """End the outer step number `step`: train the model, or initialise it anew if it is old."""
     if model.age < cfg.age:
-        inner_step(cfg, model, images, targets)
+        inner_step(cfg, model, images, targets, passes)
         return
     device = images.device
     fresh = _new_model(cfg, model.index, step, images.shape[-1], targets.shape[1], seed, device)

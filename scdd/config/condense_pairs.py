@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
-from scdd.config.section import Probability, Section
+from scdd.config.section import Probability, Section, Switch
 
 
 class PoolConfig(Section):
@@ -105,6 +105,10 @@ class CondensePairsConfig(Section):
     cache_gib: NonNegativeFloat = 4.0
     """Largest table of the teacher's outputs for all views of all real images; it is made if it
     takes less than the steps would, and is as large. 0: never."""
+
+    compile: Switch = "auto"
+    """Run the online models through torch.compile; auto: where there is work enough to make up for
+    it, and if it can be done."""
 
     pool: PoolConfig = PoolConfig()
     bases: BasesConfig = BasesConfig()

@@ -7,20 +7,15 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from scdd.compiling import compiled_or_plain, is_worth_compiling
 from scdd.config.recover import RecoverConfig
-from scdd.errors import RunError
-from scdd.progress import say
 from scdd.recovery.loss import RecoveryLoss, Terms
 from scdd.recovery.views import draw_views
 from scdd.training import evaluating
 
-WORTH_COMPILING = {"cpu": 2e14, "cuda": 3e15}
-"""FLOPs of a step, by kind of device, above which compiling (about a minute) is made up for."""
 GAIN = 1.1
 """How much faster twice the group has to be to be worth its memory."""
 TRIALS = 3
-VERSIONS = 256
-"""Of the compiled loss, in one process."""
 
 
 def worth_compiling(
@@ -31,12 +26,10 @@ def worth_compiling(
     device: torch.device,
 ) -> bool:
     """Whether recovering so many images of `size` px is to be done with compiled teachers."""
-    if cfg.compile != "auto":
-        return cfg.compile == "on"
     flops = sum(_flops(teacher, size) for teacher in teachers) / len(teachers)
     # Each is compiled, for its share of the iterations.
     work = flops * images * cfg.iterations / len(teachers)
-    return work >= WORTH_COMPILING.get(device.type, float("inf"))
+    return is_worth_compiling(cfg.compile, work, device)
 
 
 def _flops(teacher: nn.Module, size: int) -> float:
@@ -52,32 +45,15 @@ def compiled(
 ) -> Callable[..., Terms]:
     """Compile a loss for groups of batches of `batch` images of `size` px, and try it out.
 
-    Where that fails, as without a C++ compiler, `compile: auto` goes on without, saying so.
-
     Raises:
-        RunError: if the configuration insists on it.
+        RunError: if that fails and the configuration insists on it.
     """
+
+    def attempt(fast: Callable[..., Terms]) -> None:
+        iterate(fast, loss, batch, size, device)
+
     mode = "reduce-overhead" if device.type == "cuda" else None
-    fast = torch.compile(loss, fullgraph=True, dynamic=False, mode=mode)
-    started = time.monotonic()
-    try:
-        # Every teacher and size of a group is one more version of the same code, of which torch
-        # makes eight; with fullgraph it then gives up.
-        with torch._dynamo.config.patch(cache_size_limit=VERSIONS):
-            iterate(fast, loss, batch, size, device)
-    except (torch.OutOfMemoryError, MemoryError, KeyboardInterrupt):
-        raise
-    except Exception as error:
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        if loss.cfg.compile == "on":
-            raise RunError(
-                f"recover: torch.compile cannot compile the teacher ({reason}); set "
-                "recover.compile=auto to go on without"
-            ) from error
-        say(f"  torch.compile failed ({reason}); going on without")
-        return loss
-    say(f"  compiled in {time.monotonic() - started:.0f} s")
-    return fast
+    return compiled_or_plain(loss, attempt, "recover", loss.cfg.compile == "on", mode)
 
 
 def iterate(

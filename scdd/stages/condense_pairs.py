@@ -34,6 +34,7 @@ from scdd.bilevel.pairs import (
     starting_parts,
     without_gradient,
 )
+from scdd.bilevel.passes import Passes, passes_of
 from scdd.bilevel.real_views import RealBatch, real_batches, teacher_table, worth_a_table
 from scdd.bilevel.regressor import trunk_of
 from scdd.bilevel.sizes import plan_sizes
@@ -105,9 +106,11 @@ def condense_pairs(
     state = _begin(cfg, pairs_from(cfg, image_size, parts), seed, device)
     if saved is not None:
         _restore(state, saved)
-    shape = cfg.batch + state.pairs.num_views * sizes.pairs, 3, image_size, image_size
-    example = torch.empty(shape, device=device)
+    views = state.pairs.num_views * sizes.pairs
+    example = torch.empty(cfg.batch + views, 3, image_size, image_size, device=device)
     with fitting_threads(trunk_of(state.pool[0].net), example, passes=3), full_precision():
+        support = len(support_views(cfg, 0)) * sizes.pairs
+        passes = passes_of(cfg, views, support, image_size, target_dim, device)
         table = None
         if state.step < cfg.steps and worth_a_table(cfg, len(train), target_dim):
             table = teacher_table(cfg, teacher, train, device)
@@ -115,9 +118,9 @@ def condense_pairs(
         done = state.step + (sum(ages) if state.step else sum(m.age for m in state.pool))
         with Bar("condense_pairs", cfg.steps + sum(ages), done) as bar:
             if state.step == 0:
-                _age_models(cfg, state, ages, checkpoint, bar)
+                _age_models(cfg, passes, state, ages, checkpoint, bar)
             for batch in real_batches(cfg, train, teacher, table, seed, device, state.step):
-                _step(cfg, state, batch, seed)
+                _step(cfg, passes, state, batch, seed)
                 bar.advance(note=f"step {state.step}/{cfg.steps}")
                 if state.step % REPORT_EVERY == 0 or state.step == cfg.steps:
                     _report(cfg, state, log)
@@ -169,28 +172,35 @@ def _optimizer(cfg: CondensePairsConfig, pairs: Pairs) -> torch.optim.Optimizer:
 
 
 def _age_models(
-    cfg: CondensePairsConfig, state: _State, ages: list[int], checkpoint: Checkpoint, bar: Bar
+    cfg: CondensePairsConfig,
+    passes: Passes,
+    state: _State,
+    ages: list[int],
+    checkpoint: Checkpoint,
+    bar: Bar,
 ) -> None:
     """Train the models on the pairs as they start, each to an age of its own."""
     with torch.no_grad():
         images, targets = shown(state.pairs)
     for model, age in zip(state.pool, ages, strict=True):
         while model.age < age:
-            inner_step(cfg.pool, model, images, targets)
+            inner_step(cfg.pool, model, images, targets, passes)
             bar.advance(note="models are trained to different ages")
             if checkpoint.due:
                 checkpoint.save(_saved(state))
 
 
-def _step(cfg: CondensePairsConfig, state: _State, batch: RealBatch, seed: int) -> None:
+def _step(
+    cfg: CondensePairsConfig, passes: Passes, state: _State, batch: RealBatch, seed: int
+) -> None:
     """One outer step, and with the same model an inner one on the changed pairs."""
     set_lr(state.optimizer, cfg.lr + (cfg.final_lr - cfg.lr) * state.step / cfg.steps)
     model = state.pool[chosen_model(cfg.pool, state.step, seed)]
     tensors = list(learnt(state.pairs).values())
-    loss = _outer_loss(cfg, state, model, batch)
+    loss = _outer_loss(cfg, passes, state, model, batch)
     state.optimizer.zero_grad()
     # Not `autograd.grad`: what `backward` leaves lies in memory as the tensors do, which the fused
-    # optimiser relies on; and the weights of the model need no gradient.
+    # optimiser relies on.
     (loss + _penalty(cfg, state.pairs)).backward(inputs=tensors)
     state.optimizer.step()
     state.losses += torch.stack([loss.detach(), torch.ones_like(loss)])
@@ -201,18 +211,24 @@ def _step(cfg: CondensePairsConfig, state: _State, batch: RealBatch, seed: int) 
         state.optimizer.state.clear()
     with torch.no_grad():
         images, targets = shown(state.pairs)
-    grow(cfg.pool, model, images, targets, state.step, seed)
+    grow(cfg.pool, model, images, targets, state.step, seed, passes)
 
 
 def _outer_loss(
-    cfg: CondensePairsConfig, state: _State, model: OnlineModel, batch: RealBatch
+    cfg: CondensePairsConfig,
+    passes: Passes,
+    state: _State,
+    model: OnlineModel,
+    batch: RealBatch,
 ) -> Tensor:
     """Error [] on real images of the regression on the pairs, with the model in eval mode."""
-    trunk = trunk_of(model.net.eval())
+    # So that compiled passes, which know of no `inputs=`, do without gradients of the weights too.
+    trunk = trunk_of(model.net.eval().requires_grad_(False))
     images, targets = shown(state.pairs, support_views(cfg, state.step))
     with torch.no_grad():
-        queries = trunk(batch.images)
-    return regression_loss(trunk(images), targets, queries, batch.targets, cfg.ridge)
+        queries = passes.features(trunk, batch.images)
+    support = passes.features(trunk, images)
+    return regression_loss(support, targets, queries, batch.targets, cfg.ridge)
 
 
 def _penalty(cfg: CondensePairsConfig, pairs: Pairs) -> Tensor | float:

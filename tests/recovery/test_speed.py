@@ -8,11 +8,12 @@ import pytest
 import torch
 from torch import nn
 
+from scdd.compiling import WORTH_COMPILING
 from scdd.config.recover import RecoverConfig
 from scdd.errors import RunError
 from scdd.models import create_model
 from scdd.recovery import RecoveryLoss, draw_views
-from scdd.recovery.speed import WORTH_COMPILING, compiled, fastest_group, worth_compiling
+from scdd.recovery.speed import compiled, fastest_group, worth_compiling
 
 CPU = torch.device("cpu")
 SIZE, COUNT = 16, 4
@@ -77,7 +78,7 @@ def test_what_cannot_be_compiled_goes_on_without_unless_it_must_be(
     with pytest.raises(RunError) as caught:
         compiled(loss, COUNT, SIZE, CPU)
     assert str(caught.value) == (
-        "recover: torch.compile cannot compile the teacher (no C++ compiler); set "
+        "recover: torch.compile cannot compile the network (no C++ compiler); set "
         "recover.compile=auto to go on without"
     )
 

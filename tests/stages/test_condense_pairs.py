@@ -186,9 +186,9 @@ def test_a_penalty_keeps_bases_nearer_to_orthonormal_and_every_k_brings_them_bac
         seen: list[float] = []
         real = stage.grow
 
-        def watched(cfg: Any, model: Any, images: Any, targets: Any, step: int, seed: int) -> None:
+        def watched(*args: Any) -> None:
             seen.append(gram_error(held[0].pairs.image_basis))
-            real(cfg, model, images, targets, step, seed)
+            real(*args)
 
         held: list[Any] = []
         begin = stage._begin
