@@ -85,8 +85,16 @@ class RepresentationDataset(Described, Dataset[Pair]):
 
         Decoded images may leave 0 .. 1; such pixels become black or white in their channel.
         """
-        shown = 255 * denormalise(self.images(view, rows), self.mean, self.std)
-        return shown.round().clamp(0, 255).byte()
+        return self._levels(view, rows).clamp(0, 255).byte()
+
+    def clipped_share(self, view: int) -> float:
+        """Return the share of the values of all images that `pixels` cuts at 0 or 255."""
+        levels = self._levels(view, None)
+        return float(((levels < 0) | (levels > 255)).float().mean())
+
+    def _levels(self, view: int, rows: Tensor | None) -> Tensor:
+        """Images as whole numbers, 0 .. 255 and beyond, float32 [B, 3, S, S]."""
+        return (255 * denormalise(self.images(view, rows), self.mean, self.std)).round()
 
     def targets(self, view: int, rows: Tensor | None = None) -> Tensor:
         """Return targets of a view, float32 [B, d]; `rows` int64 [B] or all m."""
