@@ -1,5 +1,6 @@
 """The gallery: a picture with one row a class and one panel a file."""
 
+import dataclasses
 from itertools import pairwise
 from pathlib import Path
 
@@ -80,6 +81,22 @@ def test_classes_stand_in_rows_and_files_in_panels_from_left_to_right(tmp_path: 
     # Three images in a row are about three times as wide as one.
     widths = [np.ptp(places(picture, colour(0, ipc))[1]) for ipc in (1, 3)]
     assert widths[1] == pytest.approx(3.3 * widths[0], rel=0.2)
+
+
+def test_images_of_no_class_fill_the_rows_in_their_order(tmp_path: Path):
+    plain = write_plain(tmp_path / "plain.h5", 3, 7)
+    header = dataclasses.replace(plain.header, ipc=None, budget_n=len(plain), digest="")
+    none = torch.full((len(plain),), -1)
+    write_distilled(tmp_path / "none.h5", header, plain.images, none)
+    draw_gallery(tmp_path / "none.png", {"none": DistilledDataset.open(tmp_path / "none.h5")})
+    with Image.open(tmp_path / "none.png") as opened:
+        picture = np.asarray(opened.convert("RGB"))
+    boxes = [places(picture, colour(label, 7)) for label in range(3)]
+    # 21 images in rows of 10, and classes take turns: the last image, of class 2, is a row alone.
+    heights = [np.ptp(box[0]) for box in boxes]
+    assert heights[2] > 1.3 * heights[0] and boxes[2][0].max() > boxes[0][0].max()
+    row = boxes[2][1][boxes[2][0] > boxes[0][0].max()]
+    assert row.max() - boxes[0][1].min() < 2 * np.ptp(row) + 10, "it stands at the left"
 
 
 def test_of_many_classes_and_images_the_first_are_shown(tmp_path: Path):
