@@ -4,6 +4,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from scdd.bilevel.pairs import real_pairs, start_rows
@@ -90,6 +91,7 @@ def pair_header(context: Context, parts: Pairs, method: str, budget_n: int) -> H
     cfg = context.cfg
     path = context.run.path / BACKBONE
     about: dict[str, Any] = load_weights(path)[1]
+    unit = isinstance(parts, DenseSet) and parts.pixels.dtype == torch.uint8
     return Header(
         kind="dense" if isinstance(parts, DenseSet) else "factored",
         target_kind="representation",
@@ -102,7 +104,7 @@ def pair_header(context: Context, parts: Pairs, method: str, budget_n: int) -> H
         std=tuple(about["std"]),
         image_size=parts.image_size,
         image_count=len(parts),
-        pixel_space="normalized",
+        pixel_space="unit" if unit else "normalized",
         ipc=None,
         budget_n=budget_n,
         seed=cfg.seed,
