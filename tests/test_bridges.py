@@ -199,6 +199,35 @@ def test_images_learnt_without_classes_are_labelled_by_a_teacher_and_taught_to_s
     assert other.returncode == 2 and "holds no classifier" in other.stderr
 
 
+def test_pairs_are_taken_up_by_the_method_that_learns_them_and_the_other_way_round(
+    labelled: Path, warm_command: Run, tmp_path: Path
+):
+    settings = [s for s in label_settings() if s.startswith(("dataset", "squeeze", "condense"))]
+    boost = with_steps(labelled, tmp_path / "boost", "squeeze", "condense_pairs")
+    command = ["distill", "digits_boost", "--out", boost, *options(settings)]
+    assert ran(warm_command(*command, "--until", "condense_pairs")) == []
+    assert (boost / "distilled.h5").samefile(boost / "condense_pairs" / "distilled.h5")
+    labels = with_steps(boost, tmp_path / "labels", "squeeze", "condense_pairs")
+    shutil.copytree(labelled / "probe", labels / "probe")
+    command = ["distill", "digits_boost_labels", "--out", labels, *options(label_settings())]
+    assert ran(warm_command(*command, "--until", "decode")) == ["decode"]
+    assert not (labels / "distilled.h5").exists()
+
+
+def test_raw_pairs_are_labelled_as_well(labelled: Path, warm_command: Run, tmp_path: Path):
+    run = with_steps(labelled, tmp_path / "run", "squeeze", "probe")
+    own = ["method=krr_st_labels", *label_settings(condense_pairs__steps=2, relabel__views=1)]
+    command = ["distill", "digits_boost_labels", "--out", run, *options(own)]
+    done = warm_command(*command, "--until", "relabel")
+    assert ran(done) == ["condense_pairs", "decode", "relabel"]
+    pairs = RepresentationDataset.open(run / "condense_pairs" / "distilled.h5")
+    data = DistilledDataset.open(run / "distilled.h5")
+    assert pairs.header.kind == "dense" and pairs.num_views == 1 and len(data) == 12
+    assert data.header.method == "krr_st_labels" and data.has_soft_labels
+    assert torch.equal(data.images, pairs.pixels(0))
+    assert "12 images; " in done.stdout and " % of the values left 0 .. 255" in done.stdout
+
+
 def test_what_has_soft_labels_alone_serves_every_command_that_asks_for_no_other(
     labelled: Path, warm_command: Run, tmp_path: Path
 ):
@@ -278,6 +307,7 @@ def test_a_killed_bridge_goes_on_and_ends_as_if_it_had_not_been(
         ("digits_boost_labels", "relabel.codec=hard", "stores no other labels; choose another"),
         ("digits_boost_labels", "ipc=3", "method boost_labels has no use for"),
         ("digits_boost_labels", "condense_pairs.budget_n=500", "holds only 120 images"),
+        ("digits_boost_labels", "condense_pairs.pairs=1", "makes one image, on which no student"),
         ("digits_boost_labels", "posttrain.batch=5", "cannot hold a group of 10 images"),
         ("digits_scdd_pairs", "ipc=10", "100 images with 4 targets each take the room of 124 real"),
         ("digits_scdd_pairs", "relabel.views=3", "method scdd_pairs has no use for"),

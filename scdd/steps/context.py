@@ -125,6 +125,11 @@ def check_later_steps(cfg: RunConfig, dataset: Dataset) -> None:
         return
     codec_of(cfg.relabel, classes)
     count = cfg.ipc * classes if plan is None else plan.sizes.pairs
+    if plan is not None and count < 2:
+        raise ConfigError(
+            "condense_pairs makes one image, on which no student can be trained; raise "
+            "condense_pairs.budget_n"
+        )
     largest = min(cfg.relabel.group, count) if cfg.relabel.teacher_bn == "batch" else 0
     if cfg.posttrain.micro_batch < largest:
         parts = cfg.posttrain.micro_batches
