@@ -204,8 +204,7 @@ def _origin_of_pairs(context: Context) -> list[str]:
     return [
         f"- `distilled` is what {IMAGES_OF[cfg.method]} has learnt, without classes, so that "
         "networks learn the",
-        f"  backbone's representations; in 8 bits, for which {100 * data.clipped_share(0):.2g} % "
-        "of the values were cut.",
+        f"  backbone's representations, in 8 bits: {data.cut(0)}.",
         "  `random real` is the untouched training images that it started from: what it has to",
         "  be compared with, under the same labels and the same training. The picture shows the",
         "  former in their order, as they have no class.",

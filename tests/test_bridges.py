@@ -160,13 +160,15 @@ def test_images_learnt_without_classes_are_labelled_by_a_teacher_and_taught_to_s
     mean, std = statistics(pairs)
     levels = 255 * (pairs.images(0) * std + mean).numpy()
     assert (data.images.numpy() == np.clip(np.rint(levels), 0, 255)).all()
-    cut = ((np.rint(levels) < 0) | (np.rint(levels) > 255)).mean()
-    assert 0 < cut < 1
+    beyond = np.abs(np.rint(levels) - np.clip(np.rint(levels), 0, 255))
+    share, far = (beyond > 0).mean(), beyond[beyond > 0].mean()
+    assert 0 < share < 1
     logged = [json.loads(line) for line in (labelled / "metrics.jsonl").read_text().splitlines()]
     (decoded,) = (line for line in logged if line["stage"] == "decode")
-    assert decoded["clipped_share"] == pytest.approx(cut)
+    assert decoded["cut_share"] == pytest.approx(share)
+    assert decoded["cut_levels"] == pytest.approx(far)
     report = (labelled / "report.md").read_text()
-    assert f"for which {100 * cut:.2g} % of the values were cut" in report
+    assert f"{100 * share:.2g} % of the values left 0 .. 255 and were cut, by {far:.2g}" in report
     assert f"# digits: boost_labels, {len(data)} images out of a budget of 12" in report
     assert "hard labels" not in report and "There is no hard label" in report
     assert re.search(r"^\| distilled +\| +start only ", report, re.MULTILINE)

@@ -14,9 +14,9 @@ def run_decode(context: Context, step: str) -> tuple[str, ...]:
     cfg = context.cfg
     assert cfg.pairs_from is not None
     data = RepresentationDataset.open(context.run.path / cfg.pairs_from / FILE)
-    images, cut = data.pixels(0), data.clipped_share(0)
-    say(f"  {len(images)} images; {100 * cut:.2g} % of the values left 0 .. 255 and were cut")
-    context.run.log(step, images=len(images), clipped_share=cut)
+    images, cut = data.pixels(0), data.cut(0)
+    say(f"  {len(images)} images; {cut}")
+    context.run.log(step, images=len(images), cut_share=cut.share, cut_levels=cut.levels)
     _, about = load_weights(context.run.path / "probe" / "teacher.safetensors")
     header = header_of(context, about, "none", budget_n=len(images))
     labels = torch.full((len(images),), -1)
