@@ -17,8 +17,15 @@ MOST_CLASSES, MOST_IMAGES = 20, 10
 def draw_gallery(path: Path, arms: dict[str, DistilledDataset]) -> None:
     """Write a PNG with the first images of every class of each file, side by side.
 
-    Where images have no class they fill the rows in their order.
+    Where those of one have no class, the images of all stand in the order of their file.
     """
+    if any(bool((data.labels < 0).all()) for data in arms.values()):
+        rows = {
+            name: list(data.images[: MOST_CLASSES * MOST_IMAGES].split(MOST_IMAGES))
+            for name, data in arms.items()
+        }
+        _draw(path, rows, [])
+        return
     rows = {name: _rows_by_class(data) for name, data in arms.items()}
     _draw(path, rows, next(iter(arms.values())).classes[:MOST_CLASSES])
 
@@ -67,9 +74,6 @@ def _draw(path: Path, rows: dict[str, list[Tensor]], names: Sequence[str]) -> No
 def _rows_by_class(data: DistilledDataset) -> list[Tensor]:
     """The first images of the first classes, uint8 [n, 3, S, S] each."""
     classes = min(MOST_CLASSES, len(data.classes))
-    if bool((data.labels < 0).all()):
-        rows = data.images.split(MOST_IMAGES)[:classes]
-        return [*rows, *[data.images[:0]] * (classes - len(rows))]
     return [data.images[data.labels == label][:MOST_IMAGES] for label in range(classes)]
 
 

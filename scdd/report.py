@@ -53,7 +53,7 @@ def run_report(context: Context, step: str) -> tuple[str, ...]:
         "",
         *_remarks(context),
         "",
-        "![one row a class](gallery.png)",
+        f"![{'one row a class' if context.cfg.pairs_from is None else 'images'}](gallery.png)",
         "",
         *_recovery(losses),
     ]
@@ -206,8 +206,8 @@ def _origin_of_pairs(context: Context) -> list[str]:
         "networks learn the",
         f"  backbone's representations, in 8 bits: {data.cut(0)}.",
         "  `random real` is the untouched training images that it started from: what it has to",
-        "  be compared with, under the same labels and the same training. The picture shows the",
-        "  former in their order, as they have no class.",
+        "  be compared with, under the same labels and the same training. In the picture every",
+        "  image has the place of the one that it started from.",
     ]
 
 

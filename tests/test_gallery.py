@@ -83,20 +83,29 @@ def test_classes_stand_in_rows_and_files_in_panels_from_left_to_right(tmp_path: 
     assert widths[1] == pytest.approx(3.3 * widths[0], rel=0.2)
 
 
-def test_images_of_no_class_fill_the_rows_in_their_order(tmp_path: Path):
-    plain = write_plain(tmp_path / "plain.h5", 3, 7)
+def test_beside_images_of_no_class_all_stand_in_the_order_of_their_file(tmp_path: Path):
+    """Colours tell the images of both files apart; classes take turns, so order shows."""
+    plain = write_plain(tmp_path / "plain.h5", 3, 5)
     header = dataclasses.replace(plain.header, ipc=None, budget_n=len(plain), digest="")
     none = torch.full((len(plain),), -1)
     write_distilled(tmp_path / "none.h5", header, plain.images, none)
-    draw_gallery(tmp_path / "none.png", {"none": DistilledDataset.open(tmp_path / "none.h5")})
+    arms = {"none": DistilledDataset.open(tmp_path / "none.h5"), "plain": plain}
+    draw_gallery(tmp_path / "none.png", arms)
     with Image.open(tmp_path / "none.png") as opened:
         picture = np.asarray(opened.convert("RGB"))
-    boxes = [places(picture, colour(label, 7)) for label in range(3)]
-    # 21 images in rows of 10, and classes take turns: the last image, of class 2, is a row alone.
-    heights = [np.ptp(box[0]) for box in boxes]
-    assert heights[2] > 1.3 * heights[0] and boxes[2][0].max() > boxes[0][0].max()
-    row = boxes[2][1][boxes[2][0] > boxes[0][0].max()]
-    assert row.max() - boxes[0][1].min() < 2 * np.ptp(row) + 10, "it stands at the left"
+    half = picture.shape[1] // 2
+    halves = [picture[:, :half], picture[:, half:]]
+    for part in halves:
+        boxes = [places(part, colour(label, 5)) for label in range(3)]
+        # Of 15 images in rows of 10, the first row ends with class 0 and the last with class 2.
+        tops = [box[0].min() for box in boxes]
+        assert len(set(tops)) == 1
+        upper = [box[1][box[0] < tops[0] + 5] for box in boxes]
+        assert max(upper[0]) > max(upper[2]) > max(upper[1])
+        lower = [box[1][box[0] > box[0].max() - 5] for box in boxes]
+        assert max(lower[2]) > max(lower[1]) > max(lower[0])
+    counts = [[places(part, colour(label, 5)).shape[1] for label in range(3)] for part in halves]
+    assert counts[0] == pytest.approx(counts[1], rel=0.05)
 
 
 def test_of_many_classes_and_images_the_first_are_shown(tmp_path: Path):

@@ -145,7 +145,7 @@ TUNED: dict[str, dict[str, Any]] = {
     "digits_boost": PAIRS | {"method": "boost"},
     "digits_scdd_pairs": {
         "method": "scdd_pairs",
-        "ipc": 10,
+        "ipc": 2,
         **{key: PAIRS[key] for key in ("recipe", "dataset", "squeeze", "pretrain")},
         **{key: OF_DIGITS[key] for key in ("probe", "recover")},
     },
