@@ -1,7 +1,8 @@
 """What every step may use: the configuration, the run directory, the images, the arms."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -12,7 +13,7 @@ from torch import nn
 
 from scdd.checkpoint import Checkpoint, fill, load_weights
 from scdd.config.run import RunConfig
-from scdd.datasets import Dataset, load_dataset
+from scdd.datasets import Dataset, check_dataset, load_dataset
 from scdd.distilled import Header, codec_of
 from scdd.distributed import World
 from scdd.errors import ConfigError, DataError
@@ -58,12 +59,17 @@ class Context:
         """The images that the backbone learns on: others than `dataset` where the user says so."""
         if self.cfg.squeeze_dataset is None:
             return self.dataset
-        try:
+        with named("squeeze_dataset"):
             return load_dataset(self.cfg.squeeze_dataset, self.device)
-        except DataError as error:
-            said = str(error)
-            own = said.replace("dataset.", "squeeze_dataset.")
-            raise DataError(own if own != said else f"squeeze_dataset: {said}") from error
+
+    @cached_property
+    def transfer(self) -> tuple[Dataset, ...]:
+        """More images on which pre-trained networks are tried."""
+        found = []
+        for key, section in self.cfg.transfer.items():
+            with named(key):
+                found.append(load_dataset(section, self.device))
+        return tuple(found)
 
     def checkpoint(self, step: str, shard: str = "") -> Checkpoint:
         """The rolling checkpoint of a step, or of one shard of it."""
@@ -107,13 +113,27 @@ class Context:
         return [arm for arm in ARMS if there[arm.step]]
 
 
+@contextmanager
+def named(key: str) -> Iterator[None]:
+    """Let what is wrong with images be said of the section `key`, where it is not `dataset`."""
+    try:
+        yield
+    except DataError as error:
+        said = str(error)
+        own = said.replace("dataset.", f"{key}.")
+        raise DataError(own if own != said else f"{key}: {said}") from error
+
+
 def check_later_steps(cfg: RunConfig, dataset: Dataset) -> None:
-    """Refuse what `baseline`, `relabel` and `posttrain`, where there are, would refuse hours later.
+    """Refuse what `baseline`, `relabel`, `posttrain` and `pretrain` would refuse hours later.
 
     Raises:
-        UserError: if a class has too few images, a codec does not fit the number of classes, or a
-            batch cannot hold a group.
+        UserError: if a class has too few images, a codec does not fit the number of classes, a
+            batch cannot hold a group, or images of another task are missing.
     """
+    for key, section in cfg.transfer.items():
+        with named(key):
+            check_dataset(section)
     if cfg.condense_pairs is not None:
         return
     codec_of(cfg.relabel, len(dataset.classes))

@@ -1,8 +1,7 @@
 """How each architecture is trained: as the run trains its own student, or as the net needs it."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal, NamedTuple, get_args
+from typing import NamedTuple
 
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
@@ -10,12 +9,8 @@ from torch.nn.modules.batchnorm import _NormBase
 from scdd.config.posttrain import PosttrainConfig
 from scdd.errors import ConfigError
 from scdd.models import create_model
-from scdd.posttraining import Labels
+from scdd_apps.crossarch.options import Tuning
 from scdd_apps.files import Inputs, settings_with
-
-Tuning = Literal["shared", "per-arch"]
-"""shared: the run's own settings for every net, as SC-DD (arXiv:2404.07976, Table 16) has one for
-all; per-arch: those, with what `NEEDS` says of the net."""
 
 MOST_EPOCHS = 100
 """Per-arch, epochs are the run's own, but no more than this, times `Need.passes`: the student of a
@@ -62,29 +57,6 @@ class Recipe(NamedTuple):
 
     cfg: PosttrainConfig
     why: str
-
-
-@dataclass(frozen=True)
-class Student:
-    """One network to train: on which images, with which labels, how."""
-
-    arm: str
-    arch: str
-    labels: Labels
-    seed: int
-    cfg: PosttrainConfig
-
-
-def tuning_of(name: str) -> Tuning:
-    """Check the value of --tuning.
-
-    Raises:
-        ConfigError: if there is none of this name.
-    """
-    for tuning in get_args(Tuning):
-        if tuning == name:
-            return tuning
-    raise ConfigError(f"--tuning {name}: choose shared or per-arch")
 
 
 def recipe_for(
