@@ -13,33 +13,25 @@ import torch
 from PIL import Image
 
 from scdd.config.condense_pairs import PretrainConfig
-from scdd.config.load import load_config
 from scdd.distilled import RepresentationDataset, write_pairs
-from scdd.pipeline import distill
+from scdd.errors import FormatError
 from scdd.progress import Bar
 from scdd.stages import pretrain as stage
 from scdd_apps.crossarch import training
 from scdd_apps.crossarch.published import TABLE_OF_BOOST, table_of_boost
 from scdd_apps.crossarch.represented import DEFAULT_ARCHS
+from scdd_apps.files import find_inputs
 from tests.apps.conftest import documented
 from tests.apps.test_apps_commands import cells, refused
 from tests.conftest import Outcome
 from tests.distilled.random_sets import header_for, random_dense, random_set
-from tests.test_pair_methods import settings
 
 Run = Callable[..., Outcome]
 
-ARCH = "convnet_krr_w32"
+ARCH, OTHER = "convnet_krr_w32", "convnet_bn_w16"
 ROWS = ["distilled", "random real", "random real, class labels", "no pre-training"]
 TUNE = ("--finetune", "--set", "finetune.iterations=3", "--set", "finetune.batch=16")
 NARROW = ("--arch", ARCH, "--epochs", "2", "--set", "probe.iterations=5")
-
-
-@pytest.fixture(scope="module")
-def pair_run(quiet_environment: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run of Boost on digits, with two networks an arm; it is not to be changed."""
-    cfg = load_config("digits_boost", settings()[1::2])
-    return distill(cfg, tmp_path_factory.mktemp("pairs") / "run")
 
 
 @pytest.fixture
@@ -58,12 +50,12 @@ def read(out: Path) -> dict[str, Any]:
 def test_the_runs_own_network_gets_the_scores_of_the_run_and_all_rows_are_there(
     apps: Run, pair_run: Path, tmp_path: Path
 ):
-    arguments = ["crossarch", pair_run / "distilled.h5", "--arch", ARCH, "--arch", "resnet8"]
+    arguments = ["crossarch", pair_run / "distilled.h5", "--arch", ARCH, "--arch", OTHER]
     arguments += ["--seeds", "2", *TUNE, "--out", "out"]
     done = apps(*arguments)
     assert done.returncode == 0, done.stderr
     table = cells(done.stdout)
-    assert [line[:2] for line in table] == [[a, arm] for a in (ARCH, "resnet8") for arm in ROWS]
+    assert [line[:2] for line in table] == [[a, arm] for a in (ARCH, OTHER) for arm in ROWS]
     assert "probed on 120 real training images, scored on 359 real" in done.stdout
     assert "3 steps of batch 16, sgd lr 0.01" in done.stdout
     found, theirs = read(tmp_path / "out"), read(pair_run)["rows"]
@@ -135,7 +127,7 @@ def test_stopped_anywhere_it_goes_on_and_no_epoch_is_trained_twice(
     arguments = ["crossarch", lonely_file, "--data", real_folder, *NARROW, *TUNE, "--out"]
     whole = apps(*arguments, "whole")
     assert whole.returncode == 0, whole.stderr
-    for steps in (1, 2, 4, 5):  # Two epochs, three steps of fine-tuning, then the untrained net.
+    for steps in (1, 4):  # Two epochs, three steps of fine-tuning, then the untrained net.
         epochs, seen, advance, train = [], [], Bar.advance, stage._epoch
         with pytest.MonkeyPatch.context() as patch:
 
@@ -219,6 +211,8 @@ def test_apps_of_class_labels_name_the_one_that_serves_representations(
     apps: Run, lonely_file: Path
 ):
     refused(apps("prune", lonely_file), "holds representations", "scdd-apps crossarch FILE")
+    with pytest.raises(FormatError, match="scdd-apps crossarch FILE"):
+        find_inputs(lonely_file, None, None, False, None, "quantize")
 
 
 def test_a_baseline_of_another_backbone_is_left_out_and_said(

@@ -22,7 +22,7 @@ from scdd.stages.pretrain import linear_probe, new_network, pretrain
 from scdd.steps import pretrain as step
 from scdd.steps.context import Context
 from scdd.training import evaluate
-from tests.test_pair_methods import settings
+from tests.tiny_pair_run import settings
 from tests.tiny_run import write_image_folder
 
 CPU = torch.device("cpu")

@@ -1,7 +1,7 @@
 """What is asked of `scdd-apps crossarch`, for files of any kind."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 from scdd.errors import ConfigError
@@ -23,7 +23,7 @@ class Options:
     """Of class labels alone."""
     finetune: bool = False
     """Of representations alone."""
-    overrides: Sequence[str] = field(default=())
+    overrides: Sequence[str] = ()
 
     def archs_or(self, default: Sequence[str]) -> tuple[str, ...]:
         """The architectures, each once."""
