@@ -12,19 +12,27 @@ from scdd.report import read_scores, write_report
 from scdd.steps import Context
 from scdd.tables import counted, mean_sd, table
 
-REMARKS = (
-    "- `distilled`: networks learnt the representations of the pairs by regression; a linear",
-    "  probe on all real training images tells what their features are worth.",
-    "- `distilled, targets stored`: with the targets that the approximation networks stand for;",
-    "  the difference is their price. These targets are on no bill.",
-    "- `random real`: N real images, with the backbone's representations or with their classes.",
-    "- `no pre-training`: the probe on a network as it was initialised.",
-    "- A step that was interrupted counts the time since it was last taken up.",
-)
-TUNED_REMARK = (
-    "- fine-tuning: all weights and a new classifier learn from the real training images, at the",
-    "  last step; with `no pre-training` that is training from scratch.",
-)
+REMARKS = {
+    "distilled": (
+        "- `distilled`: networks learnt the representations of the pairs by regression; a linear",
+        "  probe on all real training images tells what their features are worth.",
+    ),
+    "distilled, targets stored": (
+        "- `distilled, targets stored`: with the targets that the approximation networks stand",
+        "  for; the difference is their price. These targets are on no bill.",
+    ),
+    "random real": (
+        "- `random real`: N real images, with the backbone's representations or with their",
+        "  classes.",
+    ),
+    "no pre-training": ("- `no pre-training`: the probe on a network as it was initialised.",),
+    "fine-tuning": (
+        "- fine-tuning: all weights and a new classifier learn from the real training images, at",
+        "  the last step; with `no pre-training` that is training from scratch.",
+    ),
+}
+"""What a row or column is; said where there is one."""
+TIME_REMARK = "- A step that was interrupted counts the time since it was last taken up."
 
 
 def run_report_pairs(context: Context, step: str) -> tuple[str, ...]:
@@ -52,9 +60,8 @@ def run_report_pairs(context: Context, step: str) -> tuple[str, ...]:
         f"Teacher: {teacher['arch']}, {teacher['objective']}"
         + ("." if teacher["epoch"] is None else f", {counted(teacher['epoch'], 'epoch')}."),
         "",
-        *REMARKS[:-1],
-        *(TUNED_REMARK if cfg.pretrain.finetune is not None else ()),
-        REMARKS[-1],
+        *remarks(results),
+        TIME_REMARK,
         "",
         "![one row a view](gallery.png)",
         "",
@@ -75,6 +82,12 @@ def task_lines(results: dict[str, Any]) -> list[str]:
         if len(tasks) > 1:
             lines += [describe_task(task), ""]
     return [*lines, "## Protocol", ""] if len(tasks) > 1 else lines
+
+
+def remarks(results: dict[str, Any]) -> list[str]:
+    """What the rows and columns that there are mean."""
+    there = {row[name] for row in results["rows"] for name in ("arm", "by")}
+    return [line for what, lines in REMARKS.items() if what in there for line in lines]
 
 
 def describe_task(task: dict[str, Any]) -> str:

@@ -57,6 +57,7 @@ def test_pairs_are_made_billed_learnt_from_and_compared(
     }
     table = [line.split("|")[1].strip() for line in done.stdout.splitlines() if " +- " in line]
     assert table == ROWS[method]
+    assert ("targets that the approximation" in done.stdout) is (method == "boost")
     assert "12 raw images with targets" in done.stdout and "barlow_twins, 1 epoch." in done.stdout
 
     shown = warm_command("inspect", run / "distilled.h5", "--verify")

@@ -68,13 +68,12 @@ def crossarch(
     ] = None,
     seeds: SeedsOption = 1,
     tuning: Annotated[
-        Optional[str],  # noqa: UP045
+        str,
         typer.Option(
             "--tuning",
-            help="shared: the run's own training for all; per-arch, the default on class labels: "
-            "with what a net needs beyond.",
+            help="shared: the run's own training for all; per-arch: with what a net needs beyond.",
         ),
-    ] = None,
+    ] = "per-arch",
     baselines: BaselinesOption = False,
     baseline: BaselineOption = None,
     data: DataOption = None,

@@ -18,8 +18,10 @@ from scdd.errors import FormatError
 from scdd.progress import Bar
 from scdd.stages import pretrain as stage
 from scdd_apps.crossarch import training
+from scdd_apps.crossarch.options import Options
 from scdd_apps.crossarch.published import TABLE_OF_BOOST, table_of_boost
-from scdd_apps.crossarch.represented import DEFAULT_ARCHS
+from scdd_apps.crossarch.rates import largest_stable_rate
+from scdd_apps.crossarch.represented import DEFAULT_ARCHS, compared_pupils
 from scdd_apps.files import find_inputs
 from tests.apps.conftest import documented
 from tests.apps.test_apps_commands import cells, refused
@@ -59,7 +61,7 @@ def test_the_runs_own_network_gets_the_scores_of_the_run_and_all_rows_are_there(
     assert "probed on 120 real training images, scored on 359 real" in done.stdout
     assert "3 steps of batch 16, sgd lr 0.01" in done.stdout
     found, theirs = read(tmp_path / "out"), read(pair_run)["rows"]
-    assert len(found["rows"]) == 2 * 2 * 4 * 2 and found["tuning"] == "shared"
+    assert len(found["rows"]) == 2 * 2 * 4 * 2 and found["tuning"] == "per-arch"
     ours = {
         (row["arm"], row["seed"]): row["top1"]
         for row in found["rows"]
@@ -178,13 +180,54 @@ def test_the_run_its_recipe_and_the_options_say_how_networks_learn(
     assert (training["momentum"], training["batch"]) == (expected["momentum"], 3)
 
 
+def test_the_largest_stable_rate_is_where_sgd_begins_to_diverge():
+    draw = torch.Generator().manual_seed(0)
+    features, targets = (torch.randn(20, size, generator=draw) + 1 for size in (6, 3))
+    limit = largest_stable_rate(features, 3, 0.9)
+    losses = {}
+    for share in (0.97, 1.03):
+        head = torch.nn.Linear(6, 3)
+        optimizer = torch.optim.SGD(head.parameters(), lr=share * limit, momentum=0.9)
+        for _ in range(3000):
+            loss = torch.nn.functional.mse_loss(head(features), targets)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        losses[share] = loss.item()
+    assert losses[0.97] < 2 and not losses[1.03] < 1e6
+
+
+def test_a_net_whose_head_would_diverge_learns_at_a_lower_rate_and_says_so(
+    apps: Run, lonely_file: Path, real_folder: Path, tmp_path: Path
+):
+    arguments = ["crossarch", lonely_file, "--arch", "alexnet", "--epochs", "12"]
+    arguments += ["--data", real_folder, "--set", "probe.iterations=2", "--out"]
+    done = apps(*arguments, "tuned")
+    assert done.returncode == 0, done.stderr
+    assert "- alexnet: lr 0.00" in done.stdout and "would diverge at 0.1; net:" in done.stdout
+    assert read(tmp_path / "tuned")["rows"][0]["training"]["lr"] < 0.05
+    # And so it does, where one rate is for all.
+    done = apps(*arguments, "shared", "--tuning", "shared")
+    assert done.returncode == 1 and "alexnet: pretrain: the loss of alexnet is" in done.stderr
+
+
+def test_what_the_user_says_of_the_rate_goes_before_any_tuning(
+    lonely_file: Path, real_folder: Path
+):
+    inputs = find_inputs(lonely_file, real_folder, None, False, None, "crossarch", True)
+    for overrides, rate in (((), 0.1), (("lr=0.2",), 0.2)):
+        options = Options(["alexnet", ARCH], overrides=overrides)
+        learners = compared_pupils(inputs, options, torch.device("cpu")).learners
+        rates = {learner.arch: learner.cfg.lr for learner in learners}
+        assert rates[ARCH] == rate and (rates["alexnet"] == rate) is bool(overrides)
+
+
 def test_what_does_not_go_with_representations_is_one_sentence(
     apps: Run, lonely_file: Path, small_file: Path, real_folder: Path, tmp_path: Path
 ):
     asked = ["crossarch", lonely_file, "--data", real_folder]
     for more, said in (
         (["--labels", "soft"], ["--labels soft", "in place of labels"]),
-        (["--tuning", "per-arch"], ["--tuning per-arch", "in one way by every"]),
         (["--tuning", "paper"], ["--tuning paper", "per-arch"]),
         (["--set", "finetune.iterations=3"], ["no effect without --finetune"]),
         (["--set", "arch=resnet8"], ["give it as the option --arch"]),

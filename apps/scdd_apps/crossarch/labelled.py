@@ -71,7 +71,7 @@ def compared_students(inputs: Inputs, options: Options, device: torch.device) ->
             "whole; leave it out"
         )
     kinds = label_kinds(options.labels or ["soft"])
-    tuning = tuning_of(options.tuning or "per-arch")
+    tuning = tuning_of(options.tuning)
     recipes = {
         arch: recipe_for(inputs, arch, tuning, options.epochs, options.overrides)
         for arch in options.archs_or(DEFAULT_ARCHS)

@@ -8,7 +8,7 @@ from scdd.errors import ConfigError
 
 Tuning = Literal["shared", "per-arch"]
 """shared: the run's own settings for every net, as SC-DD (arXiv:2404.07976, Table 16) has one for
-all; per-arch: those, with what `NEEDS` says of the net."""
+all; per-arch: those, with what a net needs beyond."""
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class Options:
 
     archs: Sequence[str] | None = None
     seeds: int = 1
-    tuning: str | None = None
+    tuning: str = "per-arch"
     epochs: int | None = None
     labels: Sequence[str] | None = None
     """Of class labels alone."""

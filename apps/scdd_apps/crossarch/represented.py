@@ -31,8 +31,9 @@ from scdd.stages.pretrain import LINEAR, UNTRAINED, linear_probe, new_network, p
 from scdd.tables import counted
 from scdd.training import evaluate
 from scdd_apps.crossarch.compared import Compared, Forecast, Row
-from scdd_apps.crossarch.options import Options, tuning_of
+from scdd_apps.crossarch.options import Options, Tuning, tuning_of
 from scdd_apps.crossarch.published import table_of_boost
+from scdd_apps.crossarch.rates import fitting_rate
 from scdd_apps.crossarch.recipes import ANY_NET_WORKS
 from scdd_apps.files import Inputs, check_overrides
 from scdd_apps.report import macs_line
@@ -95,19 +96,23 @@ def compared_pupils(inputs: Inputs, options: Options, device: torch.device) -> C
             f"{inputs.file}: holds representations, and there are no real images to probe networks "
             "on; give --data DIR with train/ and val/"
         )
-    archs = options.archs_or(DEFAULT_ARCHS)
+    archs, tuning = options.archs_or(DEFAULT_ARCHS), tuning_of(options.tuning)
     for arch in archs:
         _check_name(arch, inputs.header.image_size)
     arms, lessons = _arms(inputs, device)
+    own = next(lesson for lesson in lessons.values() if lesson is not None)
+    tuned = tuning == "per-arch" and not any(o.startswith("lr=") for o in options.overrides)
+    cfgs = {arch: cfg.model_copy(update={"arch": arch}) for arch in archs}
+    cfgs = {arch: _at_fitting_rate(c, own) if tuned else c for arch, c in cfgs.items()}
     pupils = [
-        Pupil(arm, arch, seed, cfg.model_copy(update={"arch": arch}))
+        Pupil(arm, arch, seed, cfgs[arch])
         for arch in archs
         for seed in range(options.seeds)
         for arm in lessons
     ]
     return Compared(
         learners=pupils,
-        tuning="shared",
+        tuning=tuning,
         kinds=pupils[0].kinds,
         arms=arms,
         learnt_from="learnt from",
@@ -116,7 +121,7 @@ def compared_pupils(inputs: Inputs, options: Options, device: torch.device) -> C
         units=lambda pupil: sum(_steps(pupil, lessons[pupil.arm])),
         forecast=partial(_forecast, inputs, lessons),
         train=partial(_train, inputs, lessons, device),
-        notes=partial(_notes, inputs, cfg, lessons, options.seeds),
+        notes=partial(_notes, inputs, cfg, cfgs, lessons, options.seeds, tuning),
         published=table_of_boost(inputs.header),
     )
 
@@ -127,11 +132,6 @@ def _settings(inputs: Inputs, options: Options) -> PretrainConfig:
         raise ConfigError(
             f"--labels {options.labels[0]}: {inputs.file} holds representations in place of "
             "labels; leave it out"
-        )
-    if options.tuning is not None and tuning_of(options.tuning) != "shared":
-        raise ConfigError(
-            f"--tuning {options.tuning}: representations are learnt in one way by every "
-            "architecture; leave it out, or change that way with --set"
         )
     check_overrides(options.overrides, unused=("transfer",))
     for override in options.overrides:
@@ -158,6 +158,16 @@ def _check_name(arch: str, image_size: int) -> None:
         create_model(arch, 0, ANY_NET_WORKS)
     except Exception:
         pass
+
+
+def _at_fitting_rate(cfg: PretrainConfig, lesson: Lesson) -> PretrainConfig:
+    """The settings at a rate at which this architecture learns; as they are if it cannot be."""
+    images, targets = (part[: cfg.batch] for part in (lesson.images, lesson.targets))
+    try:
+        net = new_network(cfg.arch, images.shape[-1], targets.shape[1], 0).to(images.device)
+        return cfg.model_copy(update={"lr": fitting_rate(net, images, cfg.momentum, cfg.lr)})
+    except Exception:
+        return cfg  # Which its row will say.
 
 
 def _arms(inputs: Inputs, device: torch.device) -> tuple[dict[str, str], dict[str, Lesson | None]]:
@@ -294,8 +304,10 @@ def _key(inputs: Inputs, pupil: Pupil) -> dict[str, Any]:
 def _notes(
     inputs: Inputs,
     cfg: PretrainConfig,
+    cfgs: Mapping[str, PretrainConfig],
     lessons: Mapping[str, Lesson | None],
     seeds: int,
+    tuning: Tuning,
     rows: Mapping[Pupil, Row],
 ) -> list[str]:
     """What the numbers and the rows are, how networks learnt, how they differ from stock."""
@@ -315,8 +327,23 @@ def _notes(
         f"{header.count} images of {header.image_size} px, {header.target_dim} numbers a target.",
         macs_line(header.image_size),
         "",
-        f"One training for every architecture: {cfg.describe()}.",
+        f"Tuning {tuning}, {'one' if tuning == 'shared' else 'but for the rate one'} for every "
+        f"architecture: {cfg.describe()}.",
         "",
         *(f"- {arm}: {remarks[arm]}" for arm in lessons if arm in remarks),
-        *(f"- {arch}: net: {stem}" for arch, stem in stems.items()),
+        *_nets(cfg, cfgs, stems),
     ]
+
+
+def _nets(
+    cfg: PretrainConfig, cfgs: Mapping[str, PretrainConfig], stems: Mapping[str, str]
+) -> list[str]:
+    """What is special about each architecture."""
+    lines = []
+    for arch, own in cfgs.items():
+        lower = f"lr {own.lr:g}, as its head would diverge at {cfg.lr:g}"
+        facts = ([lower] if own.lr < cfg.lr else []) + (
+            [f"net: {stems[arch]}"] if arch in stems else []
+        )
+        lines += [f"- {arch}: {'; '.join(facts)}"] if facts else []
+    return lines
