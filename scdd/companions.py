@@ -74,7 +74,7 @@ def companions_of_pairs(file: Path, data: Path | None, baseline: Path | None) ->
         UserError: if what was given, or what the run directory names, does not fit the file.
     """
     header = read_header(file)
-    own = _run_dataset(file, header)
+    own = _run_dataset(file, header, needed=data is None)
     train, val, source = None, None, None
     if own is not None:
         train, val = (with_statistics(s, header.mean, header.std) for s in (own.train, own.val))
@@ -109,22 +109,26 @@ def _given_val(data: Path, header: Header) -> ImageSource:
 
 def _run_val(file: Path, header: Header) -> ImageSource | None:
     """The validation images of the run that made `file`, if it lies in one and they are there."""
-    own = _run_dataset(file, header)
+    own = _run_dataset(file, header, needed=True)
     if own is None:
         return None
     _same_classes(own.val.classes, header, f"dataset {own.name}")
     return with_statistics(own.val, header.mean, header.std)
 
 
-def _run_dataset(file: Path, header: Header) -> Dataset | None:
-    """The images of the run that made `file`, if it lies in one and they are there."""
+def _run_dataset(file: Path, header: Header, needed: bool) -> Dataset | None:
+    """The images of the run that made `file`, if it lies in one and they are there.
+
+    Where they are `needed`, it is said if they cannot be read.
+    """
     cfg = read_run_config(file.parent)
     if cfg is None or cfg.dataset.image_size != header.image_size:
         return None
     try:
         return load_dataset(cfg.dataset)
     except DataError as error:
-        print(f"the run's own images cannot be read ({error}); give --data DIR")
+        if needed:
+            print(f"the run's own images cannot be read ({error}); give --data DIR")
         return None
 
 

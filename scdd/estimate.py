@@ -262,8 +262,8 @@ def _pairs(
     probed = networks * sum(len(task.train) + len(task.val) for task in tasks)
     yield Cost("pretrain", after.arch, None, 0, probed, "forward", 500)
     if after.finetune is not None:
-        tuned = after.finetune.iterations * after.finetune.batch
-        images = networks * len(tasks) * tuned
+        seen = sum(min(after.finetune.batch, len(task.train)) for task in tasks)
+        images = networks * after.finetune.iterations * seen
         yield Cost("pretrain", after.arch, None, 0, images, "training", after.finetune.batch)
 
 

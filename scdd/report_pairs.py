@@ -39,7 +39,7 @@ def run_report_pairs(context: Context, step: str) -> tuple[str, ...]:
     """Scores, bill and times -> report.md; the first images of the pairs -> gallery.png."""
     cfg, run, folder = context.cfg, context.run, context.run.folder(step)
     assert cfg.condense_pairs is not None and cfg.pretrain is not None
-    results = read_scores(run.path / "pretrain" / "results.json", "pretrain")
+    results = read_scores(run.path / "pretrain" / "results.json", "pretrain", "tasks")
     _, teacher = load_weights(run.path / "squeeze" / "backbone.safetensors")
     files = {
         "distilled": run.path / "condense_pairs" / "distilled.h5",

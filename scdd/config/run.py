@@ -219,6 +219,11 @@ class RunConfig(Section):
                     f"{key}.image_size is {other.image_size}, but dataset.image_size is {size}, "
                     "and a network works at one size; give both the same"
                 )
+            if other.mean is not None or other.std is not None:
+                raise ValueError(
+                    f"{key}: has a mean or std of its own, but networks see all images normalised "
+                    "as the backbone knows them; leave both out"
+                )
         if tuned is not None and tuned.crop_padding >= size:
             raise ValueError(
                 f"pretrain.finetune.crop_padding is {tuned.crop_padding}, but an image has {size} "

@@ -72,6 +72,10 @@ def test_fine_tuning_is_off_and_then_that_of_the_released_krr_st():
             "pretrain.transfer.1.image_size is 32, but dataset.image_size is 16, and a network "
             "works at one size; give both the same",
         ),
+        (
+            "pretrain.transfer=[{image_size: 16, std: [0.2, 0.2, 0.2]}]",
+            "pretrain.transfer.0: has a mean or std of its own",
+        ),
         ("pretrain.transfer=[{rot: x}]", "pretrain.transfer.0: unknown key 'rot', did you mean"),
         ("pretrain.transfer=[{name: mnist}]", "pretrain.transfer.0.name: input should be"),
         ("pretrain.finetune.steps=9", "pretrain.finetune: unknown key 'steps'"),

@@ -13,7 +13,7 @@ from scdd.config.load import load_config
 from scdd.config.run import RunConfig
 from scdd.datasets.pixel_statistics import with_statistics
 from scdd.distilled import RepresentationDataset
-from scdd.pipeline import distill
+from scdd.pipeline import distill, settings_of, steps_of
 from scdd.run import RunDirectory
 from scdd.seeding import generator
 from scdd.stages import pretrain as stage
@@ -139,3 +139,14 @@ def test_without_fine_tuning_and_transfer_there_is_one_score_a_network(
     assert [(row["arm"], row["task"], row["by"]) for row in rows] == [
         (arm, "digits", "linear probe") for arm in ARMS
     ]
+
+
+def test_the_settings_of_the_step_say_nothing_of_where_images_lie(cfg: RunConfig, insects: Path):
+    (own,) = (one for one in steps_of(cfg) if one.name == "pretrain")
+    recorded = settings_of(cfg, own)
+    assert str(insects) not in json.dumps(recorded)
+    assert [task["name"] for task in recorded["pretrain"]["transfer"]] == ["image_folder", "digits"]
+    assert cfg.pretrain is not None
+    plain = cfg.pretrain.model_copy(update={"transfer": (), "finetune": None})
+    before = settings_of(cfg.model_copy(update={"pretrain": plain}), own)["pretrain"]
+    assert "transfer" not in before  # As runs have recorded it that knew of no such key.
