@@ -69,7 +69,7 @@ def recipe_for(
     """
     base = inputs.training or PosttrainConfig()
     own, need = [f"arch={arch}"], Need()
-    net = _built(arch, inputs)
+    net = built(arch, inputs)
     if tuning == "per-arch":
         need = need_of(arch, net)
         own += [f"epochs={min(base.epochs, MOST_EPOCHS) * need.passes}", *need.settings]
@@ -83,8 +83,10 @@ def need_of(arch: str, net: nn.Module | None) -> Need:
     return UNNORMALISED if net is not None and not _normalised(net) else Need()
 
 
-def _built(arch: str, inputs: Inputs) -> nn.Module | None:
-    """The net at the file's size; None if it cannot be built there, which is a row's own matter.
+def built(arch: str, inputs: Inputs) -> nn.Module | None:
+    """The net at the file's size, with its classes if there are any.
+
+    None if it cannot be built at that size, which is a row's own matter.
 
     Raises:
         ConfigError: if it cannot be built at any size.

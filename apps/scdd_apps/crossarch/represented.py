@@ -23,7 +23,6 @@ from scdd.config.finetune import FinetuneConfig
 from scdd.config.load import pretrain_config
 from scdd.distilled import RepresentationDataset
 from scdd.errors import ConfigError
-from scdd.models import create_model
 from scdd.progress import Bar
 from scdd.seeding import generator
 from scdd.stages.finetune import TUNED, finetune
@@ -34,7 +33,7 @@ from scdd_apps.crossarch.compared import Compared, Forecast, Row
 from scdd_apps.crossarch.options import Options, Tuning, tuning_of
 from scdd_apps.crossarch.published import table_of_boost
 from scdd_apps.crossarch.rates import fitting_rate
-from scdd_apps.crossarch.recipes import ANY_NET_WORKS
+from scdd_apps.crossarch.recipes import built
 from scdd_apps.files import Inputs, check_overrides
 from scdd_apps.report import macs_line
 from scdd_apps.report_cost import macs, parameters, regression_seconds
@@ -45,7 +44,7 @@ MEASURED = ("top1", "top5", "parameters", "macs", "stem", "steps", "seconds", "p
 RANDOM = "random real"
 LABELS = f"{RANDOM}, class labels"
 NO_BASELINE, NO_CLASSES = "n/a (no --baseline)", "n/a (no classes)"
-SAME_PIXEL = 1e-3
+SAME_PIXEL = 1e-2
 """Of normalised images, beyond what storing them changes."""
 
 
@@ -98,7 +97,7 @@ def compared_pupils(inputs: Inputs, options: Options, device: torch.device) -> C
         )
     archs, tuning = options.archs_or(DEFAULT_ARCHS), tuning_of(options.tuning)
     for arch in archs:
-        _check_name(arch, inputs.header.image_size)
+        built(arch, inputs)  # What is no name at all is refused here.
     arms, lessons = _arms(inputs, device)
     own = next(lesson for lesson in lessons.values() if lesson is not None)
     tuned = tuning == "per-arch" and not any(o.startswith("lr=") for o in options.overrides)
@@ -144,20 +143,6 @@ def _settings(inputs: Inputs, options: Options) -> PretrainConfig:
         base = base.model_copy(update={"finetune": FinetuneConfig()})
     given = [] if options.epochs is None else [f"epochs={options.epochs}"]
     return pretrain_config(base, [*options.overrides, *given], inputs.header.image_size)
-
-
-def _check_name(arch: str, image_size: int) -> None:
-    """Refuse what is no architecture; one that this size does not suit becomes a row that says so.
-
-    Raises:
-        ConfigError: if it cannot be built at any size.
-    """
-    try:
-        create_model(arch, 0, image_size)
-    except ConfigError:
-        create_model(arch, 0, ANY_NET_WORKS)
-    except Exception:
-        pass
 
 
 def _at_fitting_rate(cfg: PretrainConfig, lesson: Lesson) -> PretrainConfig:
