@@ -312,8 +312,8 @@ def _notes(
         f"{header.count} images of {header.image_size} px, {header.target_dim} numbers a target.",
         macs_line(header.image_size),
         "",
-        f"Tuning {tuning}, {'one' if tuning == 'shared' else 'but for the rate one'} for every "
-        f"architecture: {cfg.describe()}.",
+        f"Tuning {tuning}, one training for every architecture"
+        f"{' but for the rate' if tuning == 'per-arch' else ''}: {cfg.describe()}.",
         "",
         *(f"- {arm}: {remarks[arm]}" for arm in lessons if arm in remarks),
         *_nets(cfg, cfgs, stems),
