@@ -38,18 +38,27 @@ def pairs_table(result: dict[str, Any]) -> str:
         f"validation images, {task['classes']} classes"
         for task in tasks
     )
-    start, end = (result["outer_loss"][name] for name in ("start", "end"))
-    fall = 100 * (1 - end["outer_loss"] / start["outer_loss"])
     peak = max(value["host"] for value in result["peak_bytes"].values())
     hardware = environment.get("gpu") or environment["processor"]
     took = f"{duration(sum(result['seconds'].values()))} and {size(peak)}"
     note = (
         f"Top-1 % on real validation images, {networks}. {scored}. Recipe {config['recipe']}, "
         f"method {config['method']}; {training.arch}, {training.describe()}. Stored: "
-        f"{result['bill']}. Outer loss {start['outer_loss']:.3g} over the first {start['step']} "
-        f"steps, {end['outer_loss']:.3g} at step {end['step']} ({fall:.0f} % less). Teacher: "
+        f"{result['bill']}.{_fall(result['outer_loss'])} Teacher: "
         f"{config['squeeze']['arch']}, {config['squeeze']['objective']['name']}. The whole run "
         f"took {took} on {hardware}, {environment['cpu_threads']} threads, torch "
         f"{environment['versions']['torch']}, commit {result['commit']}."
     )
     return f"{table(['learnt from', 'images seen', *shown], lines)}\n\n{note}\n"
+
+
+def _fall(losses: dict[str, Any]) -> str:
+    """How the outer loss fell, where pairs were learnt by one."""
+    if not losses:
+        return ""
+    start, end = losses["start"], losses["end"]
+    share = 100 * (1 - end["outer_loss"] / start["outer_loss"])
+    return (
+        f" Outer loss {start['outer_loss']:.3g} over the first {start['step']} steps, "
+        f"{end['outer_loss']:.3g} at step {end['step']} ({share:.0f} % less)."
+    )

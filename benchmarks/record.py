@@ -68,17 +68,19 @@ def _of_classes(run: Path, config: dict[str, Any], scores: dict[str, Any]) -> di
 def _of_pairs(run: Path, config: dict[str, Any], scores: dict[str, Any]) -> dict[str, Any]:
     """What a run has whose images have representations."""
     losses = [line for line in _metrics(run, "condense_pairs") if "outer_loss" in line]
-    first = min(line["step"] for line in losses)
-    starts = [line for line in losses if line["step"] == first]
+    first = min((line["step"] for line in losses), default=0)
+    # Of the last attempt; pairs that are not learnt have no such loss.
+    ends = [*[line for line in losses if line["step"] == first][-1:], *losses[-1:]]
     with DistilledFile(run / "distilled.h5") as file:
-        bill = describe_bill(file.bill, config["condense_pairs"]["budget_n"])
+        assert file.header.budget_n is not None
+        bill = describe_bill(file.bill, file.header.budget_n)
     return {
         "schema": SCHEMA_OF_PAIRS,
         "n": config["pretrain"]["seeds"],
         "tasks": scores["tasks"],
         "outer_loss": {
             name: {key: line[key] for key in ("step", "outer_loss")}
-            for name, line in (("start", starts[-1]), ("end", losses[-1]))  # The last attempt.
+            for name, line in zip(("start", "end"), ends, strict=bool(ends))
         },
         "bill": bill,
     }

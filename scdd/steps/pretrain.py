@@ -108,8 +108,8 @@ def _arms(context: Context) -> dict[str, Lesson | None]:
     arms: dict[str, Lesson | None] = {DISTILLED: pairs("condense_pairs", FILE)}
     if section.approximation:
         arms[STORED] = pairs("condense_pairs", FILE, stored=True)
-    arms[RANDOM] = pairs("baseline_pairs", BASELINE_FILE)
-    arms[LABELS] = Lesson(section.budget_n, lambda: _labelled(context))
+    arms[RANDOM] = random = pairs("baseline_pairs", BASELINE_FILE)
+    arms[LABELS] = Lesson(random.pairs, lambda: _labelled(context))
     arms[UNTRAINED] = None
     return arms
 
