@@ -33,7 +33,7 @@ def work(cfg: RunConfig, sizes: Sizes) -> dict[str, Units]:
     Raises:
         ConfigError: if the method has a step that is not known here.
     """
-    if cfg.condense_pairs is not None:
+    if cfg.pairs_from is not None:
         raise ConfigError(
             f"method {cfg.method}: what its steps cost is not told from short runs yet; time a "
             "whole run"

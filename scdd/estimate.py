@@ -22,7 +22,7 @@ from scdd.pipeline import steps_of
 from scdd.progress import duration
 from scdd.stages.probe import shards_of
 from scdd.stages.squeeze import check_squeeze
-from scdd.steps import check_later_steps, check_pairs, load_instead
+from scdd.steps import PairPlan, check_later_steps, load_instead, plan_pairs
 from scdd.tables import size, table
 
 PROBE_SECONDS = 1.0
@@ -139,33 +139,24 @@ def _costs(
     """`taken` are the backbones of files, `squeezed` and `train` are numbers of images."""
     whole = cfg.dataset.image_size
     stems = {key: _stem(section, taken.get(key)) for key, section in cfg.squeezes.items()}
-    if cfg.condense_pairs is not None:
-        squeezes = _squeezes("squeeze", [cfg.squeeze], squeezed, whole, device)
-        return [*squeezes, *_pairs(cfg, stems["squeeze"], train)]
-    student, rows = cfg.posttrain.arch, classes * cfg.ipc
+    plan = None if cfg.pairs_from is None else plan_pairs(cfg, train, classes)
+    rows = classes * cfg.ipc if plan is None else plan.sizes.pairs
     picture = 3.0 * rows * cfg.dataset.image_size**2
-    steps = {step.name for step in steps_of(cfg)}
-    arms = len(steps & set(LABELLING))
-    students = arms * len(cfg.posttrain.labels) * cfg.posttrain.seeds
-    return [
+    costs = [
         *_squeezes("squeeze", [cfg.squeeze], squeezed, whole, device),
         *_squeezes("squeeze_labellers", cfg.squeeze_labellers, train, whole, device),
         *_probes(cfg, taken, stems, train),
         *_selections(cfg, stems, train, picture, device),
         *_condensation(cfg, classes, train, picture),
         *_recoveries(cfg, stems, classes, picture),
-        *_labellings(cfg, stems, classes, picture),
-        Cost(
-            "posttrain",
-            student,
-            None,
-            classes,
-            students * cfg.posttrain.epochs * rows,
-            "training",
-            cfg.posttrain.micro_batch,
-            bf16=uses_bf16(cfg.posttrain.precision, device),
-        ),
+        *_labellings(cfg, stems, classes, rows, picture),
+        *_students(cfg, classes, rows, device),
     ]
+    if plan is not None:
+        costs += _pairs(cfg, stems["squeeze"], plan)
+    # A method has some of these steps.
+    steps = {step.name for step in steps_of(cfg)}
+    return [cost for cost in costs if cost.step in steps]
 
 
 def _squeezes(
@@ -232,25 +223,40 @@ def _condensation(cfg: RunConfig, classes: int, train: int, picture: float) -> I
         yield Cost("condense", section.arch, None, 0, ours, "input gradient", cfg.ipc, picture)
 
 
-def _pairs(cfg: RunConfig, stem: Stem | None, train: int) -> Iterator[Cost]:
+def _students(cfg: RunConfig, classes: int, rows: int, device: torch.device) -> Iterator[Cost]:
+    """All students of all arms together."""
+    after, arms = cfg.posttrain, {step.name for step in steps_of(cfg)} & set(LABELLING)
+    images = len(arms) * len(after.labels) * after.seeds * after.epochs * rows
+    bf16 = uses_bf16(after.precision, device)
+    yield Cost(
+        "posttrain", after.arch, None, classes, images, "training", after.micro_batch, bf16=bf16
+    )
+
+
+def _pairs(cfg: RunConfig, stem: Stem | None, plan: PairPlan) -> Iterator[Cost]:
     """Real images pass teacher and model; pairs pass the model, and train it."""
-    section, after = cfg.condense_pairs, cfg.pretrain
-    assert section is not None and after is not None
-    sizes = check_pairs(cfg, train)
-    shown, steps, pool = len(section.turns) * sizes.pairs, section.steps, section.pool
-    aged = steps + pool.models * pool.age // 2
-    disk = 4.0 * storage_floats(sizes)
-    for arch, of, images, passes in (
-        (cfg.squeeze.arch, stem, steps * section.batch, "forward"),
-        (pool.arch, None, steps * section.batch, "forward"),
-        (pool.arch, None, steps * shown, "input gradient"),
-        (pool.arch, None, aged * shown, "training"),
-    ):
-        own = disk if passes == "training" else 0.0
-        yield Cost("condense_pairs", arch, of, 0, images, passes, section.batch, own)
-    learnt = shown * (2 if section.approximation else 1) + 2 * section.budget_n
-    images = after.seeds * after.epochs * learnt
-    yield Cost("pretrain", after.arch, None, 0, images, "training", after.batch)
+    section, after, sizes = cfg.condense_pairs, cfg.pretrain, plan.sizes
+    turned = section or cfg.represent
+    assert turned is not None
+    shown, disk = len(turned.turns) * sizes.pairs, 4.0 * storage_floats(sizes)
+    if section is not None:
+        steps, pool = section.steps, section.pool
+        aged = steps + pool.models * pool.age // 2
+        for arch, of, images, passes in (
+            (cfg.squeeze.arch, stem, steps * section.batch, "forward"),
+            (pool.arch, None, steps * section.batch, "forward"),
+            (pool.arch, None, steps * shown, "input gradient"),
+            (pool.arch, None, aged * shown, "training"),
+        ):
+            own = disk if passes == "training" else 0.0
+            yield Cost("condense_pairs", arch, of, 0, images, passes, section.batch, own)
+    else:
+        yield Cost("represent", cfg.squeeze.arch, stem, 0, shown, "forward", 500, disk)
+    if after is not None:
+        twice = section is not None and section.approximation
+        learnt = shown * (2 if twice else 1) + 2 * plan.budget_n
+        images = after.seeds * after.epochs * learnt
+        yield Cost("pretrain", after.arch, None, 0, images, "training", after.batch)
 
 
 def _recoveries(
@@ -274,10 +280,10 @@ def _recoveries(
 
 
 def _labellings(
-    cfg: RunConfig, stems: Mapping[str, Stem | None], classes: int, picture: float
+    cfg: RunConfig, stems: Mapping[str, Stem | None], classes: int, rows: int, picture: float
 ) -> Iterator[Cost]:
     """One cost for each network that labels, of every arm; nobody labels what is not stored."""
-    rows, codec = classes * cfg.ipc, codec_of(cfg.relabel, classes)
+    codec = codec_of(cfg.relabel, classes)
     labelled = rows * cfg.relabel.views if codec is not None and codec.layout else 0
     disk = picture + sum(label_sizes(cfg.relabel, rows, cfg.dataset.image_size, classes))
     for step in LABELLING:

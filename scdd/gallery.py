@@ -15,7 +15,17 @@ MOST_CLASSES, MOST_IMAGES = 20, 10
 
 
 def draw_gallery(path: Path, arms: dict[str, DistilledDataset]) -> None:
-    """Write a PNG with the first images of every class of each file, side by side."""
+    """Write a PNG with the first images of every class of each file, side by side.
+
+    Where those of one have no class, the images of all stand in the order of their file.
+    """
+    if any(bool((data.labels < 0).all()) for data in arms.values()):
+        rows = {
+            name: list(data.images[: MOST_CLASSES * MOST_IMAGES].split(MOST_IMAGES))
+            for name, data in arms.items()
+        }
+        _draw(path, rows, [])
+        return
     rows = {name: _rows_by_class(data) for name, data in arms.items()}
     _draw(path, rows, next(iter(arms.values())).classes[:MOST_CLASSES])
 

@@ -12,6 +12,7 @@ import yaml
 from torch import nn
 
 from scdd.bn_statistics import check_plain, count_batchnorm
+from scdd.config.methods import IMAGES_OF, OWN_SECTIONS
 from scdd.config.recover import RecoverConfig
 from scdd.config.run import RunConfig
 from scdd.config.stem import Stem
@@ -31,12 +32,14 @@ from scdd.steps import (
     run_baseline_pairs,
     run_condense,
     run_condense_pairs,
+    run_decode,
     run_posttrain,
     run_pretrain,
     run_probe,
     run_probe_labellers,
     run_recover,
     run_relabel,
+    run_represent,
     run_select,
     run_squeeze,
     run_squeeze_labellers,
@@ -145,36 +148,61 @@ FORGETTING = _method(_selecting("squeeze", "squeeze_scorer"), BASELINE, before=(
 
 DM = _method(Step("condense", run_condense, ("condense", "ipc")), BASELINE)
 
-PAIRS = (
-    NETWORKS[0],
-    Step(
-        "condense_pairs", run_condense_pairs, ("condense_pairs",), ("squeeze",), ("distilled.h5",)
-    ),
-    Step(
-        "baseline_pairs",
-        run_baseline_pairs,
-        ("condense_pairs",),
-        ("squeeze",),
-        ("random_real.h5",),
-    ),
-    Step(
+CONDENSE_PAIRS = Step(
+    "condense_pairs", run_condense_pairs, ("condense_pairs",), ("squeeze",), ("distilled.h5",)
+)
+
+
+def _pairs(*made: Step, sections: tuple[str, ...]) -> tuple[Step, ...]:
+    """The steps of a method that makes images with representations, the last of `made` the file.
+
+    `sections` say how large it is, and so with how many real images it is compared.
+    """
+    pairs = made[-1].name
+    baseline = Step(
+        "baseline_pairs", run_baseline_pairs, sections, ("squeeze",), ("random_real.h5",)
+    )
+    pretrain = Step(
         "pretrain",
         run_pretrain,
         ("pretrain",),
-        ("condense_pairs", "baseline_pairs"),
+        (pairs, "baseline_pairs"),
         ("results.json",),
         sharded=True,
-    ),
-    Step(
+    )
+    report = Step(
         "report",
         run_report_pairs,
         (),
-        ("condense_pairs", "pretrain"),
+        (pairs, "pretrain"),
         ("report.md", "gallery.png"),
         reads_images=False,
-    ),
-)
+    )
+    return (*made, baseline, pretrain, report)
+
+
+PAIRS = _pairs(NETWORKS[0], CONDENSE_PAIRS, sections=("condense_pairs",))
 """Of the second family: no image has a class."""
+
+SCDD_PAIRS = _pairs(
+    *NETWORKS,
+    RECOVER,
+    Step(
+        "represent",
+        run_represent,
+        ("represent",),
+        ("squeeze", "recover"),
+        ("distilled.h5",),
+        reads_images=False,
+    ),
+    sections=("represent", "ipc"),
+)
+LABELLED_PAIRS = _method(
+    Step("decode", run_decode, (), ("probe", "condense_pairs"), reads_images=False),
+    replace(BASELINE, sections=("relabel", "recipe", "condense_pairs")),
+    before=(replace(CONDENSE_PAIRS, shown=()),),
+)
+"""Bridges: images of one family with the targets of the other."""
 
 METHODS = {
     "scdd": SCDD,
@@ -186,6 +214,9 @@ METHODS = {
     "dm": DM,
     "krr_st": PAIRS,
     "boost": PAIRS,
+    "scdd_pairs": SCDD_PAIRS,
+    "krr_st_labels": LABELLED_PAIRS,
+    "boost_labels": LABELLED_PAIRS,
 }
 
 TORN = ".*.tmp"
@@ -344,8 +375,11 @@ def settings_of(cfg: RunConfig, step: Step) -> dict[str, Any]:
     del images["workers"]  # Changes no result.
     if images["storage"] == "resident":
         del images["storage"]  # As before there was a choice, so that older runs go on.
+    # What other methods may take up as a copy does not depend on what is made with it.
     if step.name in {network.name for network in NETWORKS}:
-        values["method"] = "scdd"  # Whatever is made with them: other methods may take up a copy.
+        values["method"] = "scdd"
+    elif step.name == OWN_SECTIONS[cfg.method][0]:
+        values["method"] = IMAGES_OF.get(cfg.method, cfg.method)
     return {name: values[name] for name in ("method", "seed", step.images, *step.sections)}
 
 
@@ -390,12 +424,15 @@ def _remove(paths: Iterable[Path]) -> None:
 def _check_networks(cfg: RunConfig) -> None:
     """Refuse at once a network that a later step would refuse hours later."""
     size = cfg.dataset.image_size
+    if cfg.condense_pairs is not None:
+        _network("condense_pairs.pool", cfg.condense_pairs.pool.arch, size, None)
+    if cfg.pretrain is not None:
+        _network("pretrain", cfg.pretrain.arch, size, None)
+    else:
+        _network("posttrain", cfg.posttrain.arch, size, None)
     if cfg.condense_pairs is not None and cfg.pretrain is not None:
         _network("squeeze", cfg.squeeze.arch, size, cfg.squeeze.stem)
-        _network("condense_pairs.pool", cfg.condense_pairs.pool.arch, size, None)
-        _network("pretrain", cfg.pretrain.arch, size, None)
         return
-    _network("posttrain", cfg.posttrain.arch, size, None)
     layers = {
         name: count_batchnorm(_plain(name, network.arch, size, network.stem))
         for name, network in cfg.squeezes.items()

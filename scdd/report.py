@@ -9,15 +9,18 @@ from typing import Any
 import torch
 
 from scdd.checkpoint import load_weights
+from scdd.config.methods import IMAGES_OF
 from scdd.config.posttrain import PosttrainConfig
 from scdd.config.run import RunConfig
-from scdd.distilled import DistilledDataset
+from scdd.distilled import DistilledDataset, RepresentationDataset, read_header
 from scdd.errors import UserError
 from scdd.files import replacing
 from scdd.gallery import draw_gallery
 from scdd.progress import duration
 from scdd.steps import Arm, Context
 from scdd.tables import counted, mean_sd, size, table
+
+INTERRUPTED = "- A step that was interrupted counts the time since it was last taken up."
 
 
 def run_report(context: Context, step: str) -> tuple[str, ...]:
@@ -48,9 +51,9 @@ def run_report(context: Context, step: str) -> tuple[str, ...]:
         protocol,
         teacher_line,
         "",
-        *_remarks(context.cfg),
+        *_remarks(context),
         "",
-        "![one row a class](gallery.png)",
+        f"![{'one row a class' if context.cfg.pairs_from is None else 'images'}](gallery.png)",
         "",
         *_recovery(losses),
     ]
@@ -68,6 +71,9 @@ def write_report(context: Context, folder: Path, lines: Sequence[str]) -> None:
 def _count(context: Context) -> str:
     """How many images the method has made, in words."""
     cfg = context.cfg
+    if cfg.condense_pairs is not None:
+        images = read_header(context.run.path / "relabel" / "distilled.h5").count
+        return f"{images} images out of a budget of {cfg.condense_pairs.budget_n}"
     if cfg.select is not None and not cfg.select.balanced:
         return f"{cfg.ipc * len(context.dataset.classes)} images of all classes together"
     return f"{cfg.ipc} images per class"
@@ -174,12 +180,34 @@ def real_pixels(cfg: RunConfig, arm: Arm) -> str:
     return {"noise": "no", "real": "start only"}.get(start, f"start only ({start})")
 
 
-def _remarks(cfg: RunConfig) -> list[str]:
+def _remarks(context: Context) -> list[str]:
+    if context.cfg.condense_pairs is not None:
+        return [
+            *_origin_of_pairs(context),
+            "- Soft labels are the teacher's logits on stored views. There is no hard label: what",
+            "  class an image shows is the teacher's guess, which its logits hold already.",
+            INTERRUPTED,
+        ]
     return [
-        *_origin(cfg),
+        *_origin(context.cfg),
         "- Soft labels are the teacher's logits on stored views; hard labels are the classes,",
         "  on the same views and for the same number of steps.",
-        "- A step that was interrupted counts the time since it was last taken up.",
+        INTERRUPTED,
+    ]
+
+
+def _origin_of_pairs(context: Context) -> list[str]:
+    """Where the images of the rows come from, where they were learnt without classes."""
+    cfg = context.cfg
+    assert cfg.pairs_from is not None
+    data = RepresentationDataset.open(context.run.path / cfg.pairs_from / "distilled.h5")
+    return [
+        f"- `distilled` is what {IMAGES_OF[cfg.method]} has learnt, without classes, so that "
+        "networks learn the",
+        f"  backbone's representations, in 8 bits: {data.cut(0)}.",
+        "  `random real` is the untouched training images that it started from: what it has to",
+        "  be compared with, under the same labels and the same training. In the picture every",
+        "  image has the place of the one that it started from.",
     ]
 
 

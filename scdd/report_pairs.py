@@ -25,11 +25,11 @@ REMARKS = (
 def run_report_pairs(context: Context, step: str) -> tuple[str, ...]:
     """Scores, bill and times -> report.md; the first images of the pairs -> gallery.png."""
     cfg, run, folder = context.cfg, context.run, context.run.folder(step)
-    assert cfg.condense_pairs is not None and cfg.pretrain is not None
+    assert cfg.pairs_from is not None and cfg.pretrain is not None
     results = read_scores(run.path / "pretrain" / "results.json", "pretrain")
     _, teacher = load_weights(run.path / "squeeze" / "backbone.safetensors")
     files = {
-        "distilled": run.path / "condense_pairs" / "distilled.h5",
+        "distilled": run.path / cfg.pairs_from / "distilled.h5",
         "random real": run.path / "baseline_pairs" / "random_real.h5",
     }
     draw_views(
@@ -37,9 +37,11 @@ def run_report_pairs(context: Context, step: str) -> tuple[str, ...]:
         {name: RepresentationDataset.open(path) for name, path in files.items()},
     )
     with DistilledFile(files["distilled"]) as file:
-        bill = describe_bill(file.bill, cfg.condense_pairs.budget_n)
+        budget_n = file.header.budget_n
+        assert budget_n is not None
+        bill = describe_bill(file.bill, budget_n)
     lines = [
-        f"# {cfg.dataset.name}: {cfg.method}, a budget of {cfg.condense_pairs.budget_n} images",
+        f"# {cfg.dataset.name}: {cfg.method}, a budget of {budget_n} images",
         "",
         scores_table(results),
         "",

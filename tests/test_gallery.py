@@ -1,5 +1,6 @@
 """The gallery: a picture with one row a class and one panel a file."""
 
+import dataclasses
 from itertools import pairwise
 from pathlib import Path
 
@@ -80,6 +81,31 @@ def test_classes_stand_in_rows_and_files_in_panels_from_left_to_right(tmp_path: 
     # Three images in a row are about three times as wide as one.
     widths = [np.ptp(places(picture, colour(0, ipc))[1]) for ipc in (1, 3)]
     assert widths[1] == pytest.approx(3.3 * widths[0], rel=0.2)
+
+
+def test_beside_images_of_no_class_all_stand_in_the_order_of_their_file(tmp_path: Path):
+    """Colours tell the images of both files apart; classes take turns, so order shows."""
+    plain = write_plain(tmp_path / "plain.h5", 3, 5)
+    header = dataclasses.replace(plain.header, ipc=None, budget_n=len(plain), digest="")
+    none = torch.full((len(plain),), -1)
+    write_distilled(tmp_path / "none.h5", header, plain.images, none)
+    arms = {"none": DistilledDataset.open(tmp_path / "none.h5"), "plain": plain}
+    draw_gallery(tmp_path / "none.png", arms)
+    with Image.open(tmp_path / "none.png") as opened:
+        picture = np.asarray(opened.convert("RGB"))
+    half = picture.shape[1] // 2
+    halves = [picture[:, :half], picture[:, half:]]
+    for part in halves:
+        boxes = [places(part, colour(label, 5)) for label in range(3)]
+        # Of 15 images in rows of 10, the first row ends with class 0 and the last with class 2.
+        tops = [box[0].min() for box in boxes]
+        assert len(set(tops)) == 1
+        upper = [box[1][box[0] < tops[0] + 5] for box in boxes]
+        assert max(upper[0]) > max(upper[2]) > max(upper[1])
+        lower = [box[1][box[0] > box[0].max() - 5] for box in boxes]
+        assert max(lower[2]) > max(lower[1]) > max(lower[0])
+    counts = [[places(part, colour(label, 5)).shape[1] for label in range(3)] for part in halves]
+    assert counts[0] == pytest.approx(counts[1], rel=0.05)
 
 
 def test_of_many_classes_and_images_the_first_are_shown(tmp_path: Path):

@@ -11,6 +11,7 @@ from scdd.augment import normalise
 from scdd.bilevel.bases import factorise, orthonormalised
 from scdd.bilevel.real_views import BLOCK, representations
 from scdd.config.condense_pairs import CondensePairsConfig
+from scdd.config.section import Triple
 from scdd.datasets.sources import ImageSource
 from scdd.distilled.bill import Sizes
 from scdd.distilled.factored import FactoredSet, turned
@@ -75,6 +76,31 @@ def real_pairs(
     images = _normalised(train, rows, device)
     pixels = train.read(rows).to(device).float() / 255 if unit else images
     return DenseSet((0,), pixels, representations(teacher, images))
+
+
+def represented(
+    teacher: nn.Module,
+    pixels: Tensor,
+    mean: Triple,
+    std: Triple,
+    turns: tuple[int, ...],
+    device: torch.device,
+) -> DenseSet:
+    """Images with the teacher's outputs for all their views, on the CPU.
+
+    Args:
+        teacher: frozen backbone.
+        pixels: uint8 [m, 3, S, S]; they stay as they are.
+        mean, std: of the pixels, as the teacher knows them.
+        turns: counter-clockwise quarter turns of the views.
+        device: where to compute.
+    """
+    parts = []
+    for block in pixels.split(BLOCK):
+        images = normalise(block.to(device).float() / 255, mean, std)
+        parts.append([representations(teacher, turned(images, turn)).cpu() for turn in turns])
+    vectors = torch.stack([torch.cat(view) for view in zip(*parts, strict=True)])
+    return DenseSet(turns, pixels, vectors)
 
 
 def starting_parts(

@@ -6,11 +6,26 @@ from typing import Any, Literal, get_args
 from scdd.config.condense import DsaOperation
 
 Method = Literal[
-    "scdd", "sre2l", "random", "herding", "forgetting", "k_center", "dm", "krr_st", "boost"
+    "scdd",
+    "sre2l",
+    "random",
+    "herding",
+    "forgetting",
+    "k_center",
+    "dm",
+    "krr_st",
+    "boost",
+    "scdd_pairs",
+    "krr_st_labels",
+    "boost_labels",
 ]
 
-OF_CLASSES = ("ipc", "squeeze_labellers", "probe", "relabel", "posttrain")
-"""Keys of the methods whose images have classes and soft labels."""
+TAUGHT = ("squeeze_labellers", "probe")
+"""Keys of the methods that have a teacher."""
+LABELLED = (*TAUGHT, "relabel", "posttrain")
+"""Keys of the methods whose images have soft labels."""
+OF_CLASSES = ("ipc", *LABELLED)
+"""Keys of the methods whose images have classes as well."""
 OWN_SECTIONS: dict[str, tuple[str, ...]] = {
     "scdd": ("recover", "recover_real", *OF_CLASSES),
     "sre2l": ("recover", "recover_real", *OF_CLASSES),
@@ -21,10 +36,17 @@ OWN_SECTIONS: dict[str, tuple[str, ...]] = {
     "dm": ("condense", *OF_CLASSES),
     "krr_st": ("condense_pairs", "pretrain"),
     "boost": ("condense_pairs", "pretrain"),
+    "scdd_pairs": ("recover", "represent", "pretrain", "ipc", *TAUGHT),
+    "krr_st_labels": ("condense_pairs", *LABELLED),
+    "boost_labels": ("condense_pairs", *LABELLED),
 }
 """Sections that not every method has; the first is that of the step which makes the images."""
 MAY_BE_LEFT_OUT = ("recover_real", "squeeze_scorer", *OF_CLASSES)
 """Those that a method has only where they are given, or that have defaults whatever the method."""
+IMAGES_OF = {"scdd_pairs": "scdd", "krr_st_labels": "krr_st", "boost_labels": "boost"}
+"""The bridges: methods whose images are those of another, with targets of the other family."""
+WITHOUT_CLASSES = ("krr_st_labels", "boost_labels")
+"""Methods that label images of no class."""
 RAW = {"parameterisation": "raw", "rotations": False, "approximation": False}
 """How condense_pairs is set where nothing of Boost is wanted."""
 
@@ -56,8 +78,10 @@ def with_own_sections(settings: Mapping[str, Any]) -> dict[str, Any]:
         if settings.get(name, {}) is None:
             raise ValueError(f"{name}: wants a section of settings, found None")
     whole: dict[str, Any] = {name: {} for name in needed} | dict(settings)
-    if method == "krr_st" and isinstance(whole["condense_pairs"], dict):
+    if IMAGES_OF.get(method, method) == "krr_st" and isinstance(whole["condense_pairs"], dict):
         whole["condense_pairs"] = RAW | whole["condense_pairs"]
+    if method in WITHOUT_CLASSES and isinstance(whole.setdefault("posttrain", {}), dict):
+        whole["posttrain"] = {"labels": ["soft"]} | whole["posttrain"]
     return whole
 
 
@@ -66,7 +90,7 @@ def change_method(settings: dict[str, Any], method: str) -> list[str]:
 
     What only the method before had use for is taken out. The squeeze of SRe2L learns from labels,
     for the same number of epochs, and the teacher has its classifier. DM does not mirror images
-    that are labelled without.
+    that are labelled without. Images of no class teach nothing but soft labels.
     """
     if not _is_method(method) or method == settings.get("method", "scdd"):
         return []
@@ -80,6 +104,8 @@ def change_method(settings: dict[str, Any], method: str) -> list[str]:
             del settings[name]
     if method == "dm":
         notes += _do_not_mirror(settings)
+    if method in WITHOUT_CLASSES:
+        notes += _forget_classes(settings)
     return notes + (_learn_from_labels(settings) if method == "sre2l" else [])
 
 
@@ -107,6 +133,16 @@ def _do_not_mirror(settings: dict[str, Any]) -> list[str]:
         return []
     settings["condense"] = {"dsa": [name for name in get_args(DsaOperation) if name != "flip"]}
     return ["condense.dsa has no flip, as relabel has none"]
+
+
+def _forget_classes(settings: dict[str, Any]) -> list[str]:
+    own = settings.get("posttrain") or {}
+    taught = {"labels": ["soft"], "hard_weight": 0.0}
+    changed = {key: value for key, value in taught.items() if own.get(key, value) != value}
+    if changed:
+        settings["posttrain"] = own | changed
+    words = {"labels": "posttrain.labels is [soft]", "hard_weight": "posttrain.hard_weight is 0"}
+    return [words[key] for key in changed]
 
 
 def _is_method(name: Any) -> bool:

@@ -15,7 +15,9 @@ from scdd.config.condense import CondenseConfig
 from scdd.config.condense_pairs import CondensePairsConfig, PretrainConfig
 from scdd.config.dataset import DatasetConfig
 from scdd.config.methods import (
+    IMAGES_OF,
     OWN_SECTIONS,
+    WITHOUT_CLASSES,
     Method,
     concerns,
     supervised_like,
@@ -25,6 +27,7 @@ from scdd.config.posttrain import PosttrainConfig
 from scdd.config.probe import ProbeConfig
 from scdd.config.recover import RecoverConfig, RecoverRealConfig
 from scdd.config.relabel import RelabelConfig
+from scdd.config.represent import RepresentConfig
 from scdd.config.section import Section
 from scdd.config.select import SelectConfig
 from scdd.config.squeeze import SqueezeConfig
@@ -63,9 +66,11 @@ class RunConfig(Section):
     condense: CondenseConfig | None = None
     """Of dm."""
     condense_pairs: CondensePairsConfig | None = None
-    """Of krr_st and boost."""
+    """Of krr_st and boost, also where their images are labelled."""
+    represent: RepresentConfig | None = None
+    """Of scdd_pairs."""
     pretrain: PretrainConfig | None = None
-    """Of krr_st and boost."""
+    """Of the methods that end in pairs of images and representations."""
     squeeze_scorer: SqueezeConfig | None = None
     """Of forgetting alone: the training with labels that counts what is forgotten. Not given:
     squeeze itself where it learns from labels, else its settings with the supervised objective."""
@@ -90,8 +95,15 @@ class RunConfig(Section):
 
     @property
     def images_from(self) -> str:
-        """The step that makes the images."""
-        return OWN_SECTIONS[self.method][0]
+        """The step that makes the images, as pixels if these are labelled."""
+        return "decode" if self.method in WITHOUT_CLASSES else OWN_SECTIONS[self.method][0]
+
+    @property
+    def pairs_from(self) -> str | None:
+        """The step that makes pairs of images and representations, if one does."""
+        if self.represent is not None:
+            return "represent"
+        return None if self.condense_pairs is None else "condense_pairs"
 
     @property
     def scorer(self) -> SqueezeConfig | None:
@@ -171,12 +183,28 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _raw_pairs_are_those_of_krr_st(self) -> Self:
-        section = self.condense_pairs
-        if self.method == "krr_st" and section is not None and section.parameterisation != "raw":
+        section, raw = self.condense_pairs, IMAGES_OF.get(self.method, self.method) == "krr_st"
+        if raw and section is not None and section.parameterisation != "raw":
             raise ValueError(
-                "method is krr_st, which learns pixels as they are, but "
-                "condense_pairs.parameterisation is bases; choose method boost"
+                f"method is {self.method}, which learns pixels as they are, but "
+                "condense_pairs.parameterisation is bases; choose method "
+                + self.method.replace("krr_st", "boost")
             )
+        return self
+
+    @model_validator(mode="after")
+    def _images_of_no_class_teach_by_soft_labels(self) -> Self:
+        if self.method not in WITHOUT_CLASSES:
+            return self
+        found = None
+        if "hard" in self.posttrain.labels:
+            found = "posttrain.labels asks for hard labels; set it to [soft]"
+        elif self.posttrain.hard_weight:
+            found = "posttrain.hard_weight asks for class labels; set it to 0"
+        elif self.relabel.codec == "hard":
+            found = "relabel.codec is hard, which stores no other labels; choose another"
+        if found is not None:
+            raise ValueError(f"method is {self.method}, whose images have no class, but {found}")
         return self
 
     @model_validator(mode="after")

@@ -68,6 +68,11 @@ def budget_floats(budget_n: int, image_size: int, target_dim: int) -> int:
     return budget_n * (CHANNELS * image_size**2 + target_dim)
 
 
+def least_budget(sizes: Sizes) -> int:
+    """The smallest N whose budget has room for the whole set."""
+    return -(-storage_floats(sizes) // budget_floats(1, sizes.image_size, sizes.target_dim))
+
+
 def most_pairs(sizes: Sizes, budget_n: int) -> int:
     """How many pairs the budget of `budget_n` has room for beside bases of these sizes.
 

@@ -134,7 +134,7 @@ class DistilledFile:
             refuse(
                 self.path,
                 "holds class labels, no representations",
-                "give a file of krr_st or boost",
+                "give a file of krr_st, boost or scdd_pairs",
             )
         records = self.views
         assert records is not None

@@ -25,6 +25,19 @@ class Pair(NamedTuple):
     """float32 [d] or [B, d]."""
 
 
+class Cut(NamedTuple):
+    """What 8 bits have no room for."""
+
+    share: float
+    """Of the values, that left 0 .. 255."""
+    levels: float
+    """By how much, on average of these."""
+
+    def __str__(self) -> str:
+        by = f", by {self.levels:.2g} levels on average" if self.share else ""
+        return f"{100 * self.share:.2g} % of the values left 0 .. 255 and were cut{by}"
+
+
 class RepresentationDataset(Described, Dataset[Pair]):
     """All views of all images with their representations, view by view: V times m pairs.
 
@@ -85,8 +98,18 @@ class RepresentationDataset(Described, Dataset[Pair]):
 
         Decoded images may leave 0 .. 1; such pixels become black or white in their channel.
         """
-        shown = 255 * denormalise(self.images(view, rows), self.mean, self.std)
-        return shown.round().clamp(0, 255).byte()
+        return self._levels(view, rows).clamp(0, 255).byte()
+
+    def cut(self, view: int) -> Cut:
+        """Return what `pixels` takes from the images of a view."""
+        levels = self._levels(view, None)
+        beyond = (levels - levels.clamp(0, 255)).abs()
+        count = int((beyond > 0).sum())
+        return Cut(count / beyond.numel(), float(beyond.sum()) / max(count, 1))
+
+    def _levels(self, view: int, rows: Tensor | None) -> Tensor:
+        """Images as whole numbers, 0 .. 255 and beyond, float32 [B, 3, S, S]."""
+        return (255 * denormalise(self.images(view, rows), self.mean, self.std)).round()
 
     def targets(self, view: int, rows: Tensor | None = None) -> Tensor:
         """Return targets of a view, float32 [B, d]; `rows` int64 [B] or all m."""

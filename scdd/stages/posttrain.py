@@ -28,7 +28,7 @@ def open_for_training(
     """Open a distilled file and refuse, before any training, what it cannot serve.
 
     Raises:
-        FormatError: if the file cannot be used or lacks soft labels that are wanted.
+        FormatError: if the file cannot be used or lacks soft labels or classes that are wanted.
         ConfigError: if the batch does not fit the groups of the stored views.
     """
     data = DistilledDataset.open(path, device)
@@ -36,6 +36,10 @@ def open_for_training(
         raise FormatError(f"{path}: holds no soft labels; train with --labels hard")
     if "soft" in kinds:
         data.check_soft_labels()
+    classes = "hard" in kinds or ("soft" in kinds and cfg.hard_weight > 0)
+    if classes and bool((data.labels < 0).any()):
+        remedy = "train with --labels soft" if "hard" in kinds else "use --set hard_weight=0"
+        raise FormatError(f"{path}: holds images of no class, so it cannot teach any; {remedy}")
     try:
         steps_per_epoch(cfg, data)
     except ValueError as error:

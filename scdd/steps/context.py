@@ -20,6 +20,7 @@ from scdd.files import sha256_of
 from scdd.models import recreate
 from scdd.run import RunDirectory, versions
 from scdd.stages.select import random_real
+from scdd.steps.pair_sizes import plan_pairs
 
 
 @dataclass(frozen=True)
@@ -108,16 +109,27 @@ class Context:
 
 
 def check_later_steps(cfg: RunConfig, dataset: Dataset) -> None:
-    """Refuse what `baseline`, `relabel` and `posttrain`, where there are, would refuse hours later.
+    """Refuse what later steps, where there are such, would refuse hours later.
 
     Raises:
-        UserError: if a class has too few images, a codec does not fit the number of classes, or a
-            batch cannot hold a group.
+        UserError: if a class has too few images, pairs do not fit them or the budget, a codec does
+            not fit the number of classes, or a batch cannot hold a group.
     """
-    if cfg.condense_pairs is not None:
+    classes, plan = len(dataset.classes), None
+    if cfg.pairs_from is not None:
+        plan = plan_pairs(cfg, len(dataset.train), classes)
+    starts = {section.start for section in cfg.recoveries.values()} - {"noise"}
+    if plan is None or starts:
+        random_real(dataset.train, cfg.ipc, cfg.seed)  # Which refuses what there is too little of.
+    if cfg.pretrain is not None:
         return
-    codec_of(cfg.relabel, len(dataset.classes))
-    count = len(random_real(dataset.train, cfg.ipc, cfg.seed))
+    codec_of(cfg.relabel, classes)
+    count = cfg.ipc * classes if plan is None else plan.sizes.pairs
+    if plan is not None and count < 2:
+        raise ConfigError(
+            "condense_pairs makes one image, on which no student can be trained; raise "
+            "condense_pairs.budget_n"
+        )
     largest = min(cfg.relabel.group, count) if cfg.relabel.teacher_bn == "batch" else 0
     if cfg.posttrain.micro_batch < largest:
         parts = cfg.posttrain.micro_batches

@@ -4,23 +4,23 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from scdd.bilevel.pairs import real_pairs, start_rows
 from scdd.bilevel.sizes import plan_sizes
 from scdd.checkpoint import load_weights
-from scdd.config.run import RunConfig
 from scdd.datasets import ImageSource
 from scdd.datasets.pixel_statistics import with_statistics
 from scdd.distilled import Header
-from scdd.distilled.bill import Sizes, describe_bill
+from scdd.distilled.bill import describe_bill
 from scdd.distilled.pair_writer import write_pairs
 from scdd.distilled.pairs import DenseSet, Pairs
-from scdd.models import create_model
 from scdd.progress import say
 from scdd.run import versions
 from scdd.stages.condense_pairs import condense_pairs
 from scdd.steps.context import Context, teacher_record
+from scdd.steps.pair_sizes import plan_pairs
 
 BACKBONE = Path("squeeze", "backbone.safetensors")
 FILE, BASELINE_FILE = "distilled.h5", "random_real.h5"
@@ -35,7 +35,7 @@ def run_condense_pairs(context: Context, step: str) -> tuple[str, ...]:
     assert cfg is not None
     if (folder / FILE).exists():
         return (FILE,)
-    backbone, train = _backbone(context), images_of_backbone(context)
+    backbone, train = backbone_of(context), images_of_backbone(context)
     size = context.dataset.image_size
     sizes = plan_sizes(cfg, len(train), size, int(backbone.feature_dim))  # type: ignore[arg-type]
     say(f"  {describe_bill(sizes, cfg.budget_n)}")
@@ -53,25 +53,26 @@ def run_condense_pairs(context: Context, step: str) -> tuple[str, ...]:
         shares = ", ".join(f"{share:.2f}" for share in made.explained)
         say(f"  the networks explain of what turning does to targets (R^2): {shares}")
         context.run.log(step, explained=made.explained)
-    write_pairs(folder / FILE, _header(context, made.pairs, context.cfg.method), made.pairs)
+    header = pair_header(context, made.pairs, context.cfg.method, cfg.budget_n)
+    write_pairs(folder / FILE, header, made.pairs)
     return (FILE,)
 
 
 def run_baseline_pairs(context: Context, step: str) -> tuple[str, ...]:
     """backbone + real images -> random_real.h5: N random real images with their representations."""
-    cfg, folder = context.cfg.condense_pairs, context.run.folder(step)
-    assert cfg is not None
-    backbone, train = _backbone(context), images_of_backbone(context)
-    rows = baseline_rows(context.cfg, train)
+    backbone, train = backbone_of(context), images_of_backbone(context)
+    rows = baseline_rows(context)
     parts = real_pairs(backbone, train, rows, context.device)
-    write_pairs(folder / BASELINE_FILE, _header(context, parts, "random"), parts)
+    header = pair_header(context, parts, "random", len(rows))
+    write_pairs(context.run.folder(step) / BASELINE_FILE, header, parts)
     return (BASELINE_FILE,)
 
 
-def baseline_rows(cfg: RunConfig, train: ImageSource) -> Tensor:
+def baseline_rows(context: Context) -> Tensor:
     """Rows int64 [N] of the images of the baseline."""
-    assert cfg.condense_pairs is not None
-    return start_rows(train, cfg.condense_pairs.budget_n, cfg.seed)
+    train, classes = context.dataset.train, len(context.dataset.classes)
+    plan = plan_pairs(context.cfg, len(train), classes)
+    return start_rows(train, plan.budget_n, context.cfg.seed)
 
 
 def images_of_backbone(context: Context) -> ImageSource:
@@ -80,28 +81,17 @@ def images_of_backbone(context: Context) -> ImageSource:
     return with_statistics(context.dataset.train, about["mean"], about["std"])
 
 
-def _backbone(context: Context) -> nn.Module:
+def backbone_of(context: Context) -> nn.Module:
+    """The frozen backbone, in eval mode."""
     return context.network(*BACKBONE.parts)[0].eval().requires_grad_(False)
 
 
-def check_pairs(cfg: RunConfig, images: int) -> Sizes:
-    """The sizes of the pairs, so that `condense_pairs` refuses none hours later.
-
-    Raises:
-        ConfigError: if they do not fit the images or the budget.
-    """
-    assert cfg.condense_pairs is not None
-    size = cfg.dataset.image_size
-    backbone = create_model(cfg.squeeze.arch, 0, size, cfg.squeeze.stem)
-    width = int(backbone.feature_dim)  # type: ignore[arg-type]
-    return plan_sizes(cfg.condense_pairs, images, size, width)
-
-
-def _header(context: Context, parts: Pairs, method: str) -> Header:
+def pair_header(context: Context, parts: Pairs, method: str, budget_n: int) -> Header:
+    """Header of a file of pairs of the run, whose images came to be by `method`."""
     cfg = context.cfg
-    assert cfg.condense_pairs is not None
     path = context.run.path / BACKBONE
     about: dict[str, Any] = load_weights(path)[1]
+    unit = isinstance(parts, DenseSet) and parts.pixels.dtype == torch.uint8
     return Header(
         kind="dense" if isinstance(parts, DenseSet) else "factored",
         target_kind="representation",
@@ -114,9 +104,9 @@ def _header(context: Context, parts: Pairs, method: str) -> Header:
         std=tuple(about["std"]),
         image_size=parts.image_size,
         image_count=len(parts),
-        pixel_space="normalized",
+        pixel_space="unit" if unit else "normalized",
         ipc=None,
-        budget_n=cfg.condense_pairs.budget_n,
+        budget_n=budget_n,
         seed=cfg.seed,
         config=cfg.model_dump(mode="json"),
         versions=versions(),

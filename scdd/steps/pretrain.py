@@ -59,11 +59,11 @@ def _arms(context: Context) -> dict[str, Learnt | None]:
     def pairs(step: str, file: str, stored: bool = False) -> Learnt:
         return lambda: _all_views(context, context.run.path / step / file, stored)
 
-    arms: dict[str, Learnt | None] = {DISTILLED: pairs("condense_pairs", FILE)}
-    section = context.cfg.condense_pairs
-    assert section is not None
-    if section.approximation:
-        arms[STORED] = pairs("condense_pairs", FILE, stored=True)
+    cfg = context.cfg
+    assert cfg.pairs_from is not None
+    arms: dict[str, Learnt | None] = {DISTILLED: pairs(cfg.pairs_from, FILE)}
+    if cfg.condense_pairs is not None and cfg.condense_pairs.approximation:
+        arms[STORED] = pairs(cfg.pairs_from, FILE, stored=True)
     arms[RANDOM] = pairs("baseline_pairs", BASELINE_FILE)
     arms[LABELS] = lambda: _labelled(context)
     arms[UNTRAINED] = None
@@ -85,7 +85,7 @@ def _labelled(context: Context) -> tuple[Tensor, Tensor]:
         context.run.path / "baseline_pairs" / BASELINE_FILE, context.device
     )
     train = context.dataset.train
-    return data.images(0), train.labels[baseline_rows(context.cfg, train)].to(context.device)
+    return data.images(0), train.labels[baseline_rows(context)].to(context.device)
 
 
 def _row(

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from scdd.bilevel.pairs import start_rows
 from scdd.checkpoint import load_weights, save_weights
 from scdd.config.relabel import RelabelConfig
 from scdd.distilled import (
@@ -26,6 +27,7 @@ from scdd.progress import Bar, say
 from scdd.stages.relabel import relabel
 from scdd.stages.select import random_real
 from scdd.steps.context import ARMS, Context, header_of
+from scdd.steps.pair_sizes import plan_pairs
 from scdd.steps.shards import remove_shards
 from scdd.tables import size
 
@@ -57,14 +59,27 @@ def run_relabel(context: Context, step: str) -> tuple[str, ...]:
 
 
 def run_baseline(context: Context, step: str) -> tuple[str, ...]:
-    """Random real images at the same ipc, labelled by the same networks in the same way."""
+    """Random real images, as many as the method has, labelled by the same networks alike."""
     train = context.dataset.train
-    rows = random_real(train, context.cfg.ipc, context.cfg.seed)
+    rows, budget_n = _random_rows(context)
 
     def read(first: int, last: int) -> Tensor:
         return train.read(rows[first:last]).cpu()
 
-    return _label(context, step, read, train.labels[rows], "random_real.h5", "random")
+    labels = train.labels[rows]
+    return _label(context, step, read, labels, "random_real.h5", "random", budget_n)
+
+
+def _random_rows(context: Context) -> tuple[Tensor, int | None]:
+    """Rows int64 [N] of random real images, and N where they are not `ipc` of each class.
+
+    Where images have no class they are those that the pairs started from.
+    """
+    cfg, data = context.cfg, context.dataset
+    if cfg.pairs_from is None:
+        return random_real(data.train, cfg.ipc, cfg.seed), None
+    count = plan_pairs(cfg, len(data.train), len(data.classes)).sizes.pairs
+    return start_rows(data.train, count, cfg.seed), count
 
 
 def _label(

@@ -17,7 +17,6 @@ from scdd.progress import say
 from scdd.seeding import generator
 from scdd.stages.squeeze import check_squeeze, squeeze
 from scdd.steps.context import Context, about_network, check_later_steps, kept
-from scdd.steps.pairs import check_pairs
 
 
 def run_squeeze(context: Context, step: str) -> tuple[str, ...]:
@@ -35,8 +34,6 @@ def check_trainings(context: Context) -> None:
     """
     cfg, train = context.cfg, context.dataset.train
     check_later_steps(cfg, context.dataset)
-    if cfg.condense_pairs is not None:
-        check_pairs(cfg, len(train))
     for name, section in cfg.squeezes.items():
         if section.checkpoint is None:
             images = context.squeeze_dataset.train if name == "squeeze" else train

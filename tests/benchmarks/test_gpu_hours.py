@@ -38,7 +38,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("device", [CPU, GPU])
 @pytest.mark.parametrize(
-    "preset", [name for name in preset_names() if load_config(name).condense_pairs is None]
+    "preset", [name for name in preset_names() if load_config(name).pairs_from is None]
 )
 def test_short_runs_of_every_preset_can_be_checked_and_change_no_network_and_no_batch(
     preset: str, device: torch.device, folder: Path

@@ -38,6 +38,36 @@ def test_sre2l_squeezes_with_labels_for_as_long_and_keeps_the_classifier(
     assert (cfg.recover, cfg.recover_real) == (base.recover, base.recover_real)
 
 
+def test_a_bridge_has_the_images_of_one_family_and_the_targets_of_the_other(
+    capsys: pytest.CaptureFixture[str],
+):
+    base, pairs = load_config("digits"), load_config("digits", ["method=scdd_pairs"])
+    assert (pairs.squeeze, pairs.probe, pairs.recover) == (base.squeeze, base.probe, base.recover)
+    assert pairs.represent is not None and pairs.pretrain is not None and pairs.ipc == base.ipc
+    assert pairs.images_from == "recover" and pairs.pairs_from == "represent"
+    boost = load_config("digits_boost")
+    labels = load_config("digits_boost", ["method=boost_labels"])
+    assert labels.condense_pairs == boost.condense_pairs and labels.pretrain is None
+    assert labels.images_from == "decode" and labels.pairs_from == "condense_pairs"
+    assert labels.posttrain.labels == ("soft",)
+    raw = load_config("digits_krr_st", ["method=krr_st_labels"])
+    assert raw.condense_pairs is not None and raw.condense_pairs.parameterisation == "raw"
+    assert capsys.readouterr().out.splitlines() == [
+        "method scdd_pairs: recover_real and relabel and posttrain left out",
+        "method boost_labels: pretrain left out",
+        "method krr_st_labels: pretrain left out",
+    ]
+
+
+def test_images_of_no_class_forget_what_asks_for_classes(write, capsys: pytest.CaptureFixture[str]):
+    path = write("posttrain: {labels: [soft, hard], hard_weight: 0.1}")
+    cfg = load_config(path, ["method=boost_labels"])
+    assert cfg.posttrain.labels == ("soft",) and cfg.posttrain.hard_weight == 0
+    assert capsys.readouterr().out == (
+        "method boost_labels: posttrain.labels is [soft], posttrain.hard_weight is 0\n"
+    )
+
+
 def test_what_is_set_beside_the_method_counts_for_it(capsys: pytest.CaptureFixture[str]):
     changes = ["squeeze.objective.label_smoothing=0.1", "method=sre2l", "squeeze.epochs=7"]
     cfg = load_config("digits", changes)
@@ -99,6 +129,20 @@ def test_forgetting_is_counted_by_squeeze_or_by_a_training_like_it():
             "{method: sre2l, squeeze: {objective: {name: supervised}, views: [{}]}}",
             "my.yaml: method is sre2l, whose teacher keeps the classifier of squeeze, but "
             "probe.solver is lbfgs; set it to given",
+        ),
+        (
+            "{method: boost_labels, posttrain: {labels: [hard]}}",
+            "my.yaml: method is boost_labels, whose images have no class, but posttrain.labels "
+            "asks for hard labels; set it to [soft]",
+        ),
+        (
+            "{method: krr_st_labels, condense_pairs: {parameterisation: bases}}",
+            "my.yaml: method is krr_st_labels, which learns pixels as they are, but "
+            "condense_pairs.parameterisation is bases; choose method boost_labels",
+        ),
+        (
+            "{method: scdd_pairs, recover_real: {}}",
+            "my.yaml: recover_real: method scdd_pairs has no use for this section",
         ),
         (
             "{method: forgetting, squeeze: {checkpoint: {path: x.pth}}}",

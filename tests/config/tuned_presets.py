@@ -40,40 +40,42 @@ PAIRS: dict[str, Any] = {
     },
 }
 
+OF_DIGITS: dict[str, Any] = {
+    "probe": {"crop_scale": [0.3, 1.0], "flip": False},
+    "recover": {
+        "iterations": 1000,
+        "alpha": 0.5,
+        "lr": 0.1,
+        "crop": "sample",
+        "crop_scale": [0.3, 1.0],
+        "flip": False,
+    },
+    "relabel": {
+        "views": 400,
+        "crop_scale": [0.2, 1.0],
+        "flip": False,
+        "mix": "cutmix",
+        "teacher_bn": "batch",
+        "group": 25,
+    },
+    "posttrain": {
+        "arch": "resnet8",
+        "epochs": 600,
+        "batch": 25,
+        "lr": 2e-3,
+        "temperature": 2,
+        "stretch": 1.5,
+    },
+}
+
 TUNED: dict[str, dict[str, Any]] = {
     "digits": {
         "method": "scdd",
         "recipe": "custom",
         "ipc": 10,
         "dataset": {"name": "digits", "image_size": 16},
-        "squeeze": {
-            "arch": "resnet8x2",
-            "objective": {"name": "moco_v2", "queue": 1024, "momentum": 0.99, "temperature": 0.2},
-            "epochs": 30,
-            "batch": 128,
-            "optimizer": "adamw",
-            "lr": 2e-3,
-            "warmup_epochs": 2,
-            "views": [
-                {
-                    "count": 2,
-                    "crop_scale": [0.5, 1.0],
-                    "flip": 0.0,
-                    "saturation": 0.0,
-                    "hue": 0.0,
-                    "grey": 0.0,
-                }
-            ],
-        },
-        "probe": {"crop_scale": [0.3, 1.0], "flip": False},
-        "recover": {
-            "iterations": 1000,
-            "alpha": 0.5,
-            "lr": 0.1,
-            "crop": "sample",
-            "crop_scale": [0.3, 1.0],
-            "flip": False,
-        },
+        "squeeze": PAIRS["squeeze"]
+        | {"objective": {"name": "moco_v2", "queue": 1024, "momentum": 0.99, "temperature": 0.2}},
         "recover_real": {
             "start": "real",
             "iterations": 100,
@@ -83,22 +85,7 @@ TUNED: dict[str, dict[str, Any]] = {
             "crop_scale": [0.3, 1.0],
             "flip": False,
         },
-        "relabel": {
-            "views": 400,
-            "crop_scale": [0.2, 1.0],
-            "flip": False,
-            "mix": "cutmix",
-            "teacher_bn": "batch",
-            "group": 25,
-        },
-        "posttrain": {
-            "arch": "resnet8",
-            "epochs": 600,
-            "batch": 25,
-            "lr": 2e-3,
-            "temperature": 2,
-            "stretch": 1.5,
-        },
+        **OF_DIGITS,
     },
     "cifar10_cpu": {
         "method": "scdd",
@@ -156,4 +143,16 @@ TUNED: dict[str, dict[str, Any]] = {
     },
     "digits_krr_st": PAIRS | {"method": "krr_st"},
     "digits_boost": PAIRS | {"method": "boost"},
+    "digits_scdd_pairs": {
+        "method": "scdd_pairs",
+        "ipc": 2,
+        **{key: PAIRS[key] for key in ("recipe", "dataset", "squeeze", "pretrain")},
+        **{key: OF_DIGITS[key] for key in ("probe", "recover")},
+    },
+    "digits_boost_labels": {
+        "method": "boost_labels",
+        **{key: PAIRS[key] for key in ("recipe", "dataset", "squeeze", "condense_pairs")},
+        **{key: OF_DIGITS[key] for key in ("probe", "relabel")},
+        "posttrain": OF_DIGITS["posttrain"] | {"seeds": 3},
+    },
 }

@@ -9,6 +9,7 @@ from scdd.distilled.bill import (
     Sizes,
     budget_floats,
     describe_bill,
+    least_budget,
     most_pairs,
     storage_floats,
 )
@@ -43,6 +44,14 @@ def test_raw_pairs_take_exactly_their_budget(budget_n, image_size, target_dim):
     sizes = Sizes(image_size, target_dim, budget_n)
     assert storage_floats(sizes) == budget_floats(budget_n, image_size, target_dim)
     assert most_pairs(sizes, budget_n) == budget_n
+
+
+@given(SMALL, st.integers(1, 40), st.integers(1, 600), st.integers(0, 3))
+def test_the_least_budget_has_room_for_all_views_and_one_less_has_not(m, image_size, dim, views):
+    sizes = Sizes(image_size, dim, m, stored_views=views)
+    least = least_budget(sizes)
+    assert budget_floats(least - 1, image_size, dim) < storage_floats(sizes)
+    assert storage_floats(sizes) <= budget_floats(least, image_size, dim)
 
 
 @given(

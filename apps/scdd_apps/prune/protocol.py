@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from scdd.posttraining import steps_per_epoch
+from scdd.posttraining import Labels, steps_per_epoch
 from scdd.progress import Bar, duration
 from scdd.run import RunDirectory
 from scdd.stages.posttrain import new_student, open_for_training
@@ -60,11 +60,11 @@ def prune_on(inputs: Inputs, plan: Plan, device: torch.device) -> None:
 def _places(inputs: Inputs, plan: Plan, device: torch.device) -> list[Place]:
     """Every seed of every arm; the arms of a seed follow each other."""
     kept, bar, start = Rows(inputs.out), Bar("prune", 0), None
-    kinds = (plan.labels,)
+    kinds: tuple[Labels, ...] = (plan.labels,)
     if plan.checkpoint is not None:
         start = load_start(plan.checkpoint, plan.arch, inputs.header).to(device)
         start.requires_grad_(False)
-        kinds = ("hard",)  # stored soft labels are not read
+        kinds = ()  # no label that is stored is read
     data = {}
     for arm, path in inputs.arms.items():
         opened = open_for_training(path, kinds, plan.scratch, device)
