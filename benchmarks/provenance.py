@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from record import without_folder
+from record import without_folder, without_roots
 
 from scdd.config.run import RunConfig
 from scdd.errors import ConfigError
@@ -25,11 +25,7 @@ def measured_on(device: torch.device, threads: int | None = None) -> dict[str, A
 
 def without_paths(cfg: RunConfig) -> dict[str, Any]:
     """The configuration, with the last part of the folders of images only."""
-    config = cfg.model_dump(mode="json")
-    for key in ("dataset", "squeeze_dataset"):
-        if config[key] is not None:
-            config[key]["root"] = without_folder(config[key]["root"] or "") or None
-    return config
+    return without_roots(cfg.model_dump(mode="json"))
 
 
 def refuse_other_result(path: Path | None, schema: str, study: str | None = None) -> None:

@@ -10,6 +10,7 @@ the last part is kept.
 """
 
 import json
+import re
 import shlex
 import subprocess
 import sys
@@ -18,7 +19,15 @@ from typing import Any
 
 import yaml
 
-SCHEMA = "scdd result 1"
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT)]
+
+from scdd.distilled import DistilledFile  # noqa: E402
+from scdd.distilled.bill import describe_bill  # noqa: E402
+
+SCHEMA, SCHEMA_OF_PAIRS = "scdd result 1", "scdd pairs 1"
+FOLDERS = re.compile(r"""(?<![^=:,\[{'"\s])/(?:[^/,\]}'"\s]+/)+""")
+"""All but the last part of an absolute path, also as a value of a setting."""
 
 
 def record(run: Path) -> dict[str, Any]:
@@ -32,28 +41,64 @@ def record(run: Path) -> dict[str, Any]:
         return record_app(results)
     if not (run / "report" / "done.json").exists():
         raise SystemExit(f"{run}: is not a finished run; finish it with scdd distill")
-    config = yaml.safe_load((run / "config.yaml").read_text())
-    config["dataset"]["root"] = without_folder(config["dataset"]["root"] or "") or None
-    measured = _without_folders(json.loads(environment.read_text()))
+    config = without_roots(yaml.safe_load((run / "config.yaml").read_text()))
     steps = {path.parent.name: json.loads(path.read_text()) for path in run.glob("*/done.json")}
-    teacher = [
-        json.loads(line)
-        for line in (run / "metrics.jsonl").read_text().splitlines()
-        if '"stage": "probe"' in line
-    ][-1]
     scores = json.loads(results.read_text())
     return {
-        "schema": SCHEMA,
         "commit": commit(),
-        "environment": measured,
+        "environment": _without_folders(json.loads(environment.read_text())),
         "config": config,
-        "n": config["posttrain"]["seeds"],
         "val_images": scores["val_images"],
-        "teacher_top1": teacher["val_top1"],
         "rows": scores["rows"],
         "seconds": {name: done["seconds"] for name, done in steps.items()},
         "peak_bytes": {name: done["peak_bytes"] for name, done in steps.items()},
+        **(_of_pairs if "pretrain" in steps else _of_classes)(run, config, scores),
     }
+
+
+def _of_classes(run: Path, config: dict[str, Any], scores: dict[str, Any]) -> dict[str, Any]:
+    """What a run has whose images have classes."""
+    return {
+        "schema": SCHEMA,
+        "n": config["posttrain"]["seeds"],
+        "teacher_top1": _metrics(run, "probe")[-1]["val_top1"],
+    }
+
+
+def _of_pairs(run: Path, config: dict[str, Any], scores: dict[str, Any]) -> dict[str, Any]:
+    """What a run has whose images have representations."""
+    losses = [line for line in _metrics(run, "condense_pairs") if "outer_loss" in line]
+    first = min((line["step"] for line in losses), default=0)
+    # Of the last attempt; pairs that are not learnt have no such loss.
+    ends = [*[line for line in losses if line["step"] == first][-1:], *losses[-1:]]
+    with DistilledFile(run / "distilled.h5") as file:
+        assert file.header.budget_n is not None
+        bill = describe_bill(file.bill, file.header.budget_n)
+    return {
+        "schema": SCHEMA_OF_PAIRS,
+        "n": config["pretrain"]["seeds"],
+        "tasks": scores["tasks"],
+        "outer_loss": {
+            name: {key: line[key] for key in ("step", "outer_loss")}
+            for name, line in zip(("start", "end"), ends, strict=bool(ends))
+        },
+        "bill": bill,
+    }
+
+
+def _metrics(run: Path, stage: str) -> list[dict[str, Any]]:
+    """What a step has logged, in order."""
+    lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return [line for line in map(json.loads, lines) if line["stage"] == stage]
+
+
+def without_roots(config: dict[str, Any]) -> dict[str, Any]:
+    """A configuration with the last part of the folders of images only, changed in place."""
+    sections = [config.get("dataset"), config.get("squeeze_dataset")]
+    sections += (config.get("pretrain") or {}).get("transfer", ())
+    for section in filter(None, sections):
+        section["root"] = without_folder(section["root"] or "") or None
+    return config
 
 
 def record_app(results: Path) -> dict[str, Any]:
@@ -87,16 +132,15 @@ def _without_folders(measured: dict[str, Any]) -> dict[str, Any]:
 
 
 def without_folder(word: str) -> str:
-    """The last part of an absolute path; any other word as it is."""
-    return Path(word).name if Path(word).is_absolute() else word
+    """The last part of an absolute path, alone or among settings; any other word as it is."""
+    return Path(word).name if Path(word).is_absolute() else FOLDERS.sub("", word)
 
 
 def commit() -> str:
     """The commit of the checkout, with a mark if it has changes."""
-    root = Path(__file__).resolve().parents[1]
-    head = _git(root, "rev-parse", "--short", "HEAD")
+    head = _git(ROOT, "rev-parse", "--short", "HEAD")
     return head + (
-        "+changes" if _git(root, "status", "--porcelain", "scdd", "apps", "configs") else ""
+        "+changes" if _git(ROOT, "status", "--porcelain", "scdd", "apps", "configs") else ""
     )
 
 

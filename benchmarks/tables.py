@@ -21,6 +21,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "apps"), str(ROOT / "benchmarks")]
 
 from ablation_table import ablation_table  # noqa: E402
 from cost_tables import hours_table, scaling_table  # noqa: E402
+from pairs_table import pairs_table  # noqa: E402
 from tables_of_apps import crossarch_table, prune_table, quantize_table  # noqa: E402
 
 from scdd.config.posttrain import PosttrainConfig  # noqa: E402
@@ -365,6 +366,7 @@ TABLES = {
     "scdd recover throughput 1": recover_table,
     "scdd throughput 1": throughput_table,
     "scdd result 1": run_table,
+    "scdd pairs 1": pairs_table,
     "scdd objectives 1": objectives_table,
     "scdd loader throughput 1": loader_table,
     "scdd label store 1": store_table,

@@ -62,8 +62,12 @@ def prune_table(result: Result) -> str:
 
 
 def crossarch_table(result: Result) -> str:
-    """A line for each architecture, with a column for each kind of images and labels."""
-    series = list(dict.fromkeys((row["arm"], row["labels"]) for row in result["rows"]))
+    """A line for each architecture, with a column for each kind of images and labels or score."""
+
+    def place(row: Result) -> tuple[str, str]:
+        return row["arm"], row.get("labels") or row["by"]
+
+    series = list(dict.fromkeys(map(place, result["rows"])))
     lines = []
     for arch in dict.fromkeys(row["arch"] for row in result["rows"]):
         own = [row for row in result["rows"] if row["arch"] == arch]
@@ -73,10 +77,7 @@ def crossarch_table(result: Result) -> str:
                 count_cell(own[0]["parameters"]),
                 count_cell(own[0]["macs"]),
                 str(own[0]["training"]["epochs"]),
-                *(
-                    _scores(r["top1"] for r in own if (r["arm"], r["labels"]) == one)
-                    for one in series
-                ),
+                *(_scores(row["top1"] for row in own if place(row) == one) for one in series),
             ]
         )
     headers = ["net", "parameters", "MACs", "epochs", *(f"{a}, {kind}" for a, kind in series)]

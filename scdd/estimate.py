@@ -56,7 +56,8 @@ def estimate(cfg: RunConfig, device: torch.device) -> str:
     classes, train = len(dataset.classes), len(dataset.train)
     other = load_dataset(cfg.squeeze_dataset) if cfg.squeeze_dataset else dataset
     taken = _taken(cfg, dataset, other)
-    costs = _costs(cfg, taken, classes, len(other.train), train, device)
+    tasks = [dataset, *(load_dataset(section) for section in cfg.transfer.values())]
+    costs = _costs(cfg, taken, classes, len(other.train), train, tasks, device)
     rows = []
     total_seconds = total_disk = total_flops = 0.0
     for step in steps_of(cfg):
@@ -91,7 +92,7 @@ def estimate(cfg: RunConfig, device: torch.device) -> str:
             table(["step", "images x network", "FLOPs", "disk", f"time on {device}"], rows),
             "",
             *reports,
-            f"Memory: {_resident(cfg, dataset, other)}; each network adds its activations.",
+            f"Memory: {_resident(cfg, tasks, other)}; each network adds its activations.",
             "Times are rough: each network was timed for a second at the step's batch size.",
         ]
     )
@@ -116,9 +117,9 @@ def _taken(cfg: RunConfig, dataset: Dataset, other: Dataset) -> dict[str, Loaded
     return found
 
 
-def _resident(cfg: RunConfig, dataset: Dataset, other: Dataset) -> str:
+def _resident(cfg: RunConfig, tasks: Sequence[Dataset], other: Dataset) -> str:
     """How much memory the images take, in words."""
-    seen = [(dataset, cfg.dataset)]
+    seen = list(zip(tasks, (cfg.dataset, *cfg.transfer.values()), strict=True))
     if cfg.squeeze_dataset:
         seen.append((other, cfg.squeeze_dataset))
     kept = [data for data, section in seen if section.storage == "resident"]
@@ -134,9 +135,13 @@ def _costs(
     classes: int,
     squeezed: int,
     train: int,
+    tasks: Sequence[Dataset],
     device: torch.device,
 ) -> list[Cost]:
-    """`taken` are the backbones of files, `squeezed` and `train` are numbers of images."""
+    """`taken` are the backbones of files, `squeezed` and `train` are numbers of images.
+
+    `tasks` are what pre-trained networks are tried on.
+    """
     whole = cfg.dataset.image_size
     stems = {key: _stem(section, taken.get(key)) for key, section in cfg.squeezes.items()}
     plan = None if cfg.pairs_from is None else plan_pairs(cfg, train, classes)
@@ -153,7 +158,7 @@ def _costs(
         *_students(cfg, classes, rows, device),
     ]
     if plan is not None:
-        costs += _pairs(cfg, stems["squeeze"], plan)
+        costs += _pairs(cfg, stems["squeeze"], plan, tasks)
     # A method has some of these steps.
     steps = {step.name for step in steps_of(cfg)}
     return [cost for cost in costs if cost.step in steps]
@@ -233,8 +238,10 @@ def _students(cfg: RunConfig, classes: int, rows: int, device: torch.device) -> 
     )
 
 
-def _pairs(cfg: RunConfig, stem: Stem | None, plan: PairPlan) -> Iterator[Cost]:
-    """Real images pass teacher and model; pairs pass the model, and train it."""
+def _pairs(
+    cfg: RunConfig, stem: Stem | None, plan: PairPlan, tasks: Sequence[Dataset]
+) -> Iterator[Cost]:
+    """Real images pass teacher and model; pairs pass the model, and train it; then it is tried."""
     section, after, sizes = cfg.condense_pairs, cfg.pretrain, plan.sizes
     turned = section or cfg.represent
     assert turned is not None
@@ -257,6 +264,13 @@ def _pairs(cfg: RunConfig, stem: Stem | None, plan: PairPlan) -> Iterator[Cost]:
         learnt = shown * (2 if twice else 1) + 2 * plan.budget_n
         images = after.seeds * after.epochs * learnt
         yield Cost("pretrain", after.arch, None, 0, images, "training", after.batch)
+        networks = after.seeds * (5 if twice else 4)
+        probed = networks * sum(len(task.train) + len(task.val) for task in tasks)
+        yield Cost("pretrain", after.arch, None, 0, probed, "forward", 500)
+        if after.finetune is not None:
+            seen = sum(min(after.finetune.batch, len(task.train)) for task in tasks)
+            images = networks * after.finetune.iterations * seen
+            yield Cost("pretrain", after.arch, None, 0, images, "training", after.finetune.batch)
 
 
 def _recoveries(

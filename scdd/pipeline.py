@@ -366,15 +366,15 @@ def _shown(step: Step, outputs: dict[str, str]) -> tuple[str, ...]:
 def settings_of(cfg: RunConfig, step: Step) -> dict[str, Any]:
     """The part of the configuration that decides what a step makes."""
     values = cfg.model_dump(mode="json")
-    images = values[step.images]
-    # Digests tell images and checkpoints apart; they may lie anywhere.
-    del images["root"]
+    pretrain = values.get("pretrain") or {}
+    for section in (values[step.images], *pretrain.get("transfer", ())):
+        _forget_place(section)
+    if not pretrain.get("transfer"):
+        pretrain.pop("transfer", None)  # As before there was a choice, so that older runs go on.
+    # Digests tell checkpoints apart; they may lie anywhere.
     for section in (values["squeeze"], *values.get("squeeze_labellers", ())):
         for name in ("path", "head"):
             (section["checkpoint"] or {}).pop(name, None)
-    del images["workers"]  # Changes no result.
-    if images["storage"] == "resident":
-        del images["storage"]  # As before there was a choice, so that older runs go on.
     # What other methods may take up as a copy does not depend on what is made with it.
     if step.name in {network.name for network in NETWORKS}:
         values["method"] = "scdd"
@@ -383,11 +383,21 @@ def settings_of(cfg: RunConfig, step: Step) -> dict[str, Any]:
     return {name: values[name] for name in ("method", "seed", step.images, *step.sections)}
 
 
+def _forget_place(images: dict[str, Any]) -> None:
+    """Leave of a section of images what decides a result; digests tell the images apart."""
+    del images["root"], images["workers"]
+    if images["storage"] == "resident":
+        del images["storage"]  # As before there was a choice, so that older runs go on.
+
+
 def _inputs(context: Context, step: Step) -> dict[str, str]:
     """Digests of what a step reads."""
     inputs = {name: context.run.digest_of(name) for name in step.inputs}
     if step.reads_images:
         inputs[step.images] = getattr(context, step.images).digest
+    if "pretrain" in step.sections:
+        digests = (task.digest for task in context.transfer)
+        inputs |= dict(zip(context.cfg.transfer, digests, strict=True))
     for name, path in _checkpoints(context.cfg, step).items():
         if path.is_file():
             inputs[name] = sha256_of(path)
@@ -396,8 +406,10 @@ def _inputs(context: Context, step: Step) -> dict[str, str]:
 
 def _gone(cfg: RunConfig, step: Step) -> str:
     """What a step has read and is no longer there, in words: finished steps need none of it."""
-    root = getattr(cfg, step.images).root
-    if step.reads_images and root is not None and not Path(root).expanduser().exists():
+    read = [getattr(cfg, step.images)] if step.reads_images else []
+    read += cfg.transfer.values() if "pretrain" in step.sections else ()
+    roots = [Path(section.root).expanduser() for section in read if section.root is not None]
+    if not all(root.exists() for root in roots):
         return "the real images"
     missing = not all(path.exists() for path in _checkpoints(cfg, step).values())
     return "the weights of the checkpoint" if missing else ""

@@ -104,15 +104,15 @@ def _recovery(losses: list[str]) -> list[str]:
     ]
 
 
-def read_scores(path: Path, step: str) -> dict[str, Any]:
-    """Read the results.json that a step has made.
+def read_scores(path: Path, step: str, *more: str) -> dict[str, Any]:
+    """Read the results.json that a step has made, in which `more` keys have to be.
 
     Raises:
         UserError: if it is damaged.
     """
     try:
         results = json.loads(path.read_text(encoding="utf-8"))
-        assert results["rows"] and results["val_images"]
+        assert all(results[name] for name in ("rows", "val_images", *more))
     except (OSError, ValueError, KeyError, TypeError, AssertionError) as error:
         raise UserError(f"{path}: is damaged; make it again with --redo {step}") from error
     return dict(results)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from scdd.augment import normalise
+from scdd.seeding import generator
 
 SMALL_STEP = 2e9
 """FLOPs of a step below which one thread is faster than two (measured on two cores)."""
@@ -121,6 +122,21 @@ def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
             group["lr"].fill_(rate)
         else:
             group["lr"] = rate
+
+
+def shuffled_batches(
+    count: int, batch: int, steps: int, seed: int, purpose: str, first: int = 0
+) -> Iterator[Tensor]:
+    """Yield rows int64 [batch] of every step from `first` on; each depends on its number alone.
+
+    Epochs over `count` shuffled rows, without those left over at the end of each.
+    """
+    order = torch.empty(0)
+    for step in range(first, steps):
+        epoch, place = divmod(step, count // batch)
+        if place == 0 or step == first:
+            order = torch.randperm(count, generator=generator(seed, purpose, epoch))
+        yield order[place * batch :][:batch]
 
 
 def clip_each(model: nn.Module, largest: float) -> None:

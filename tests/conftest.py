@@ -13,7 +13,7 @@ from typing import Any
 import hypothesis
 import pytest
 
-from tests import tiny_run
+from tests import tiny_pair_run, tiny_run
 from tests.two_processes import TwoProcesses
 
 # A deadline would measure how busy the machine is.
@@ -177,6 +177,16 @@ def finished_run(quiet_environment: None, tmp_path_factory: pytest.TempPathFacto
     )
     assert done.returncode == 0, done.stderr
     return FinishedRun(out, done.stdout, done.stderr)
+
+
+@pytest.fixture(scope="session")
+def pair_run(quiet_environment: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a finished tiny run of Boost, two networks an arm; it is not to be changed."""
+    from scdd.config.load import load_config
+    from scdd.pipeline import distill
+
+    cfg = load_config("digits_boost", [*tiny_pair_run.settings()[1::2], "threads=1"])
+    return distill(cfg, tmp_path_factory.mktemp("pairs") / "run")
 
 
 @pytest.fixture

@@ -20,27 +20,11 @@ from scdd.estimate import estimate
 from scdd.models import recreate
 from scdd.stages.pretrain import new_network, pretrain
 from tests.conftest import Outcome
+from tests.tiny_pair_run import settings
+from tests.tiny_run import write_image_folder
 
 Run = Callable[..., Outcome]
 
-SETTINGS = {
-    "dataset.train_per_class": 12,
-    "squeeze.arch": "resnet8",
-    "squeeze.objective.hidden": 16,
-    "squeeze.objective.dim": 16,
-    "squeeze.epochs": 1,
-    "squeeze.batch": 16,
-    "condense_pairs.budget_n": 12,
-    "condense_pairs.steps": 4,
-    "condense_pairs.batch": 16,
-    "condense_pairs.pool.models": 2,
-    "condense_pairs.pool.age": 3,
-    "condense_pairs.pool.arch": "convnet_krr_w32",
-    "pretrain.arch": "convnet_krr_w32",
-    "pretrain.epochs": 2,
-    "pretrain.seeds": 2,
-    "pretrain.probe.iterations": 5,
-}
 STEPS = ["squeeze", "condense_pairs", "baseline_pairs", "pretrain", "report"]
 ROWS = {
     "krr_st": ["distilled", "random real", "random real, class labels", "no pre-training"],
@@ -49,11 +33,6 @@ ROWS = {
         *("random real", "random real, class labels", "no pre-training"),
     ],
 }
-
-
-def settings(**more: object) -> list[str]:
-    found = SETTINGS | {name.replace("__", "."): value for name, value in more.items()}
-    return [word for key, value in found.items() for word in ("--set", f"{key}={value}")]
 
 
 def distill(command: Run, method: str, out: Path, **more: object) -> Outcome:
@@ -78,6 +57,7 @@ def test_pairs_are_made_billed_learnt_from_and_compared(
     }
     table = [line.split("|")[1].strip() for line in done.stdout.splitlines() if " +- " in line]
     assert table == ROWS[method]
+    assert ("targets that the approximation" in done.stdout) is (method == "boost")
     assert "12 raw images with targets" in done.stdout and "barlow_twins, 1 epoch." in done.stdout
 
     shown = warm_command("inspect", run / "distilled.h5", "--verify")
@@ -86,7 +66,8 @@ def test_pairs_are_made_billed_learnt_from_and_compared(
     assert data.num_views == (4 if method == "boost" else 1)
     assert data.header.kind == ("factored" if method == "boost" else "dense")
     refused = warm_command("evaluate", run / "distilled.h5", "--arch", "resnet8")
-    assert refused.returncode == 2 and "representations" in refused.stderr
+    assert refused.returncode == 2 and refused.stderr.count("\n") == 1
+    assert "representations" in refused.stderr and "scdd-apps crossarch FILE" in refused.stderr
 
     # The baseline is real images as the backbone sees them.
     real = RepresentationDataset.open(run / "random_real.h5")
@@ -116,6 +97,48 @@ def test_a_network_that_learns_pairs_gets_nearer_to_its_targets(warm_command: Ru
     before = new_network("convnet_krr_w32", 16, targets.shape[1], 0).eval()
     with torch.no_grad():
         assert F.mse_loss(net(images), targets) < 0.5 * F.mse_loss(before(images), targets)
+
+
+def test_a_run_with_more_tasks_says_which_they_are_and_knows_them_wherever_they_lie(
+    warm_command: Run, tmp_path: Path
+):
+    run, images = tmp_path / "run", write_image_folder(tmp_path / "here" / "insects")
+
+    def command(place: Path, **more: object) -> Outcome:
+        task = json.dumps([{"name": "image_folder", "root": str(place), "image_size": 16}])
+        tuned = json.dumps({"iterations": 2, "batch": 16})
+        few = {"pretrain__seeds": 1, "pretrain__epochs": 1, "pretrain__finetune": tuned}
+        return distill(warm_command, "krr_st", run, **few, pretrain__transfer=task, **more)
+
+    # Refused before the squeeze, and one sentence.
+    refused = command(tmp_path / "gone")
+    assert refused.returncode == 2 and refused.stderr.count("\n") == 1
+    assert "pretrain.transfer.0.root: " in refused.stderr and "does not exist" in refused.stderr
+    assert not (run / "squeeze" / "backbone.safetensors").exists()
+
+    done = command(images)
+    assert ran(done) == STEPS
+    report = (run / "report.md").read_text()
+    assert str(tmp_path) not in report
+    assert "## digits: the images that were distilled" in report and "## insects: tra" in report
+    assert "Dataset image_folder: 3 classes, 36 real training images, 12 real val" in report
+    assert report.count("| images seen | linear probe | fine-tuning |") == 2
+    assert "that is training from scratch" in report
+    assert "2 steps of batch 16, sgd lr 0.01, cosine" in report
+    result = json.loads((run / "results.json").read_text())
+    assert str(tmp_path) not in json.dumps(result)
+    assert [task["name"] for task in result["tasks"]] == ["digits", "insects"]
+    assert len(result["rows"]) == len(ROWS["krr_st"]) * 2 * 2
+
+    # Moved, they are the same images; others are not.
+    moved = images.parent.rename(tmp_path / "there") / "insects"
+    assert ran(command(moved)) == []
+    (moved / "train" / "ant" / "000.png").unlink()
+    refused = command(moved)
+    assert refused.returncode == 2 and "from another pretrain.transfer.0 than" in refused.stderr
+    shutil.rmtree(moved)
+    gone = command(moved)
+    assert gone.returncode == 0 and "the real images are gone" in gone.stdout
 
 
 def test_a_killed_run_goes_on_and_ends_as_if_it_had_not_been(warm_command: Run, tmp_path: Path):
@@ -154,6 +177,7 @@ def test_a_killed_run_goes_on_and_ends_as_if_it_had_not_been(warm_command: Run, 
         ("krr_st", "ipc=5", "method krr_st has no use for"),
         ("krr_st", "relabel.views=5", "method krr_st has no use for"),
         ("krr_st", "condense_pairs.pool.arch=convnet_kr", "convnet_krr"),
+        ("boost", "pretrain.transfer=[{name: digits, image_size: 8}]", "transfer.0.image_size"),
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_is_trained(
@@ -168,11 +192,19 @@ def test_what_cannot_be_is_refused_before_anything_is_trained(
     assert not (out / "squeeze" / "backbone.safetensors").exists()
 
 
-def test_the_estimate_knows_the_steps_of_pairs():
+def test_the_estimate_knows_the_steps_of_pairs(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("scdd.estimate.PROBE_SECONDS", 1e-3)
     cfg = load_config("digits_boost", settings()[1::2])
     text = estimate(cfg, torch.device("cpu"))
     assert "a budget of 12 images" in text
     assert [step for step in STEPS if f"| {step}" in text] == STEPS
+    # Ten networks are tried on the digits and on 30 more images of train, then 3 x 16 fine-tuned.
+    more = ["pretrain.transfer=[{image_size: 16, train_per_class: 3}]"]
+    more += ["pretrain.finetune={iterations: 3, batch: 16}"]
+    text = estimate(load_config("digits_boost", [*settings()[1::2], *more]), torch.device("cpu"))
+    _, probed, tuned = re.findall(r"\| pretrain +\| +([\d.e+]+) x convnet_krr_w32", text)
+    assert float(probed) == pytest.approx(10 * (120 + 359 + 30 + 359), rel=0.01)
+    assert float(tuned) == 10 * 2 * 3 * 16
 
 
 def test_a_preset_of_classes_becomes_one_of_pairs(capsys: pytest.CaptureFixture[str]):

@@ -14,7 +14,14 @@ from torch import Tensor, nn
 from scdd.config.posttrain import PosttrainConfig
 from scdd.config.squeeze import SqueezeConfig
 from scdd.datasets import ResidentSource
-from scdd.training import cosine, evaluate, evaluating, make_optimizer, set_lr
+from scdd.training import (
+    cosine,
+    evaluate,
+    evaluating,
+    make_optimizer,
+    set_lr,
+    shuffled_batches,
+)
 
 CPU = torch.device("cpu")
 NAN, INF = math.nan, math.inf
@@ -40,6 +47,16 @@ def accuracy_of(logits: Tensor, labels: Tensor, batch: int = 500):
     names = tuple(str(i) for i in range(classes))
     source = ResidentSource(images.contiguous(), labels, names, (0.0,) * 3, (1.0,) * 3)
     return evaluate(Table(logits), source, CPU, batch)
+
+
+def test_batches_go_over_shuffled_rows_and_a_step_depends_on_its_number_alone():
+    steps = list(shuffled_batches(11, 3, 9, seed=0, purpose="test"))
+    for epoch in range(3):  # Two of eleven rows are left over.
+        assert len(set(torch.cat(steps[3 * epoch : 3 * epoch + 3]).tolist())) == 9
+    assert not torch.equal(steps[0], steps[3])
+    for first in range(9):
+        rest = shuffled_batches(11, 3, 9, 0, "test", first)
+        assert all(torch.equal(a, b) for a, b in zip(steps[first:], rest, strict=True))
 
 
 @pytest.mark.parametrize("steps", [1, 7, 30])

@@ -29,7 +29,10 @@ ModelArgument = Annotated[
 ]
 DataOption = Annotated[
     Optional[Path],  # noqa: UP045
-    typer.Option("--data", help="An image folder with val/ class folders, to score on."),
+    typer.Option(
+        "--data",
+        help="An image folder with val/ class folders, to score on (and train/, to probe on).",
+    ),
 ]
 BaselineOption = Annotated[
     Optional[Path],  # noqa: UP045
@@ -61,7 +64,7 @@ def crossarch(
     file: FileArgument = None,
     arch: Annotated[
         Optional[list[str]],  # noqa: UP045
-        typer.Option("--arch", help="Repeatable; default: a small net of each of six families."),
+        typer.Option("--arch", help="Repeatable; default: a net of each of six families."),
     ] = None,
     seeds: SeedsOption = 1,
     tuning: Annotated[
@@ -79,6 +82,21 @@ def crossarch(
         Optional[list[str]],  # noqa: UP045
         typer.Option("--labels", help="soft or hard; repeatable; default: soft."),
     ] = None,
+    finetune: Annotated[
+        bool,
+        typer.Option(
+            "--finetune",
+            help="On representations: beside the linear probe, train all weights on real images.",
+        ),
+    ] = False,
+    recipe: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            "--recipe",
+            help="A YAML file or the name of a preset that says how to train; default: that of "
+            "the run.",
+        ),
+    ] = None,
     overrides: SetOption = None,
     out: Annotated[
         Optional[Path],  # noqa: UP045
@@ -88,14 +106,16 @@ def crossarch(
 ) -> None:
     """Train several architectures on the file alone and compare them on real images."""
     from scdd.device import resolve_device
-    from scdd_apps.crossarch.comparison import DEFAULT_ARCHS, compare
-    from scdd_apps.crossarch.recipes import tuning_of
-    from scdd_apps.files import find_inputs, label_kinds
+    from scdd_apps.crossarch.comparison import compare
+    from scdd_apps.crossarch.options import Options
+    from scdd_apps.files import find_inputs
 
-    kinds, how = label_kinds(labels or ["soft"]), tuning_of(tuning)
     where = resolve_device(device)
-    inputs = find_inputs(file, data, baseline, baselines, out, "crossarch")
-    compare(inputs, arch or DEFAULT_ARCHS, kinds, seeds, how, epochs, overrides or [], where)
+    inputs = find_inputs(
+        file, data, baseline, baselines, out, "crossarch", represented=True, recipe=recipe
+    )
+    options = Options(arch, seeds, tuning, epochs, labels, finetune, overrides or [])
+    compare(inputs, options, where)
 
 
 @app.command()

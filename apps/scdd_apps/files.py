@@ -10,9 +10,12 @@ from typing import Any
 
 import torch
 
-from scdd.companions import companions_of, newest_file
-from scdd.config.load import posttrain_config, read_run_config
+from scdd.companions import companions_of, companions_of_pairs, newest_file
+from scdd.config.condense_pairs import PretrainConfig
+from scdd.config.load import load_config, posttrain_config, read_run_config
+from scdd.config.methods import concerns
 from scdd.config.posttrain import PosttrainConfig
+from scdd.config.run import RunConfig
 from scdd.datasets import ImageSource
 from scdd.distilled import Header, read_header
 from scdd.errors import ConfigError
@@ -44,17 +47,32 @@ class Inputs:
     training: PosttrainConfig | None
     """How the run that made the file trains its own students."""
     out: Path
+    pretraining: PretrainConfig | None = None
+    """The same where the file holds representations."""
+    train: ImageSource | None = None
+    """Real images to probe networks on, where it does."""
+    source: ImageSource | None = None
+    """And the training images of its run."""
 
     @property
     def arms(self) -> dict[str, Path]:
         """Files to train on, by the name of their images."""
-        own = "random real" if self.header.method == "random" else "distilled"
-        arms = {own: self.file}
-        if self.baseline is not None:
-            assert self.baseline_header is not None
-            random = self.baseline_header.method == "random" and own == "distilled"
-            arms["random real" if random else f"baseline {self.baseline.stem}"] = self.baseline
+        arms = {self._own_arm: self.file}
+        if self.baseline is not None and self.baseline_arm is not None:
+            arms[self.baseline_arm] = self.baseline
         return arms
+
+    @property
+    def baseline_arm(self) -> str | None:
+        """The name of the images of the other file, if there is one."""
+        if self.baseline is None or self.baseline_header is None:
+            return None
+        random = self.baseline_header.method == "random" and self._own_arm == "distilled"
+        return "random real" if random else f"baseline {self.baseline.stem}"
+
+    @property
+    def _own_arm(self) -> str:
+        return "random real" if self.header.method == "random" else "distilled"
 
     @cached_property
     def baseline_header(self) -> Header | None:
@@ -63,13 +81,13 @@ class Inputs:
 
     @cached_property
     def val_digest(self) -> str | None:
-        """Identifies the images that scores are of: their labels, and the pixels of up to 100."""
-        if self.val is None:
-            return None
-        count = len(self.val.labels)
-        some = torch.linspace(0, count - 1, min(count, 100)).long()
-        content = [self.val.labels.cpu().numpy(), self.val.read(some).cpu().numpy()]
-        return hashlib.sha256(b"".join(part.tobytes() for part in content)).hexdigest()
+        """Identifies the images that scores are of."""
+        return None if self.val is None else _identity(self.val)
+
+    @cached_property
+    def train_digest(self) -> str | None:
+        """Identifies the images that networks are probed on."""
+        return None if self.train is None else _identity(self.train)
 
     def describe(self) -> str:
         """What is trained on and what is scored on, in two lines."""
@@ -79,11 +97,25 @@ class Inputs:
             if self.val is not None
             else "not scored: no real validation images are known (give --data DIR)"
         )
-        return (
-            f"{self.file}: {header.count} images of {header.image_size} px, "
-            f"{len(header.class_names)} classes, method {header.method}, recipe {header.recipe}\n"
-            f"{scored}"
+        if self.train is not None:
+            scored = f"probed on {len(self.train)} real training images, {scored}"
+        holds = (
+            f"representations of {header.target_dim} numbers"
+            if header.represented
+            else f"{len(header.class_names)} classes"
         )
+        return (
+            f"{self.file}: {header.count} images of {header.image_size} px, {holds}, method "
+            f"{header.method}, recipe {header.recipe}\n{scored}"
+        )
+
+
+def _identity(images: ImageSource) -> str:
+    """Digest of the labels of images, and of the pixels of up to 100 of them."""
+    count = len(images.labels)
+    some = torch.linspace(0, count - 1, min(count, 100)).long()
+    content = [images.labels.cpu().numpy(), images.read(some).cpu().numpy()]
+    return hashlib.sha256(b"".join(part.tobytes() for part in content)).hexdigest()
 
 
 def find_inputs(
@@ -93,8 +125,21 @@ def find_inputs(
     baselines: bool,
     out: Path | None,
     app: str,
+    represented: bool = False,
+    recipe: str | None = None,
 ) -> Inputs:
     """Resolve FILE, --data, --baseline, --baselines and --out of an app; says which file it took.
+
+    Args:
+        file: FILE; None for the newest of a run.
+        data: an image folder.
+        baseline: another distilled file.
+        baselines: whether to compare with random real images.
+        out: the folder for results; None for one beside the file.
+        app: names that folder.
+        represented: whether files of representations serve too; what lies beside them is compared
+            with whether asked for or not.
+        recipe: a preset or YAML file that says how networks are trained; None for the run itself.
 
     Raises:
         UserError: if something that was given cannot be used, or there is no file.
@@ -103,19 +148,39 @@ def find_inputs(
         file = newest_file()
         say(f"{file} is the newest distilled.h5 under runs/")
     header = read_header(file)
-    found = companions_of(file, data, baseline)
-    wanted = found.baseline if baselines or baseline is not None else None
+    pairs = represented and header.represented
+    found = (companions_of_pairs if pairs else companions_of)(file, data, baseline)
+    wanted = found.baseline if baselines or baseline is not None or pairs else None
     if baselines and wanted is None:
         raise ConfigError(
             f"--baselines: there is no random_real.h5 beside {file}; give --baseline FILE"
         )
-    own = read_run_config(file.parent)
-    training = own.posttrain if own else None
-    inputs = Inputs(file, header, found.val, wanted, training, out or file.parent / app)
+    own = read_run_config(file.parent) if recipe is None else load_config(recipe)
+    if own is not None and recipe is not None:
+        _check_recipe(recipe, own, "pretrain" if pairs else "posttrain")
+    inputs = Inputs(
+        file,
+        header,
+        found.val,
+        wanted,
+        own.posttrain if own else None,
+        out or file.parent / app,
+        own.pretrain if own else None,
+        found.train,
+        found.source,
+    )
     other = inputs.baseline_header
     if other is not None and other.digest == header.digest:
         raise ConfigError(f"--baseline {wanted}: holds the same as {file}; give another file")
     return inputs
+
+
+def _check_recipe(recipe: str, cfg: RunConfig, section: str) -> None:
+    if not concerns(cfg.method, section):
+        raise ConfigError(
+            f"--recipe {recipe}: method {cfg.method} has no section {section}, which says how "
+            "networks learn from this file; give a recipe of another method"
+        )
 
 
 def label_kinds(names: Iterable[str]) -> tuple[Labels, ...]:
@@ -145,12 +210,7 @@ def settings_with(
     Raises:
         ConfigError: if a key is unknown, has a wrong value, or is an option of the command.
     """
-    for override in overrides:
-        key = override.partition("=")[0]
-        if key in OWN_OPTIONS:
-            raise ConfigError(f"--set {override}: give it as the option {OWN_OPTIONS[key]}")
-        if key in UNUSED:
-            raise ConfigError(f"--set {override}: has no effect here; leave it out")
+    check_overrides(overrides)
     given = [] if epochs is None else [f"epochs={epochs}"]
     cfg = posttrain_config(base, [*own, *overrides, *given])
     # A recipe for a long training must not warm up through all of a short one.
@@ -158,6 +218,20 @@ def settings_with(
     if cfg.warmup_epochs > most and not any(o.startswith("warmup_epochs=") for o in overrides):
         cfg = cfg.model_copy(update={"warmup_epochs": most})
     return cfg
+
+
+def check_overrides(overrides: Sequence[str], unused: Sequence[str] = UNUSED) -> None:
+    """Refuse a `--set` of what the command has an option for, or of what is `unused` here.
+
+    Raises:
+        ConfigError: about the first.
+    """
+    for override in overrides:
+        key = override.partition("=")[0]
+        if key in OWN_OPTIONS:
+            raise ConfigError(f"--set {override}: give it as the option {OWN_OPTIONS[key]}")
+        if key.partition(".")[0] in unused:
+            raise ConfigError(f"--set {override}: has no effect here; leave it out")
 
 
 class Rows:

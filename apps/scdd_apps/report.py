@@ -40,6 +40,14 @@ def score_line(header: Header, scored: int, seeds: int, label_bytes: int) -> str
     )
 
 
+def macs_line(image_size: int) -> str:
+    """What the column of multiply-accumulates counts."""
+    return (
+        "MACs: multiply-accumulates of convolutions and matrix products, one "
+        f"{image_size}x{image_size} image."
+    )
+
+
 def write_results(
     inputs: Inputs, app: str, title: str, text: str, result: dict[str, Any], device: torch.device
 ) -> None:
@@ -73,4 +81,12 @@ def _facts(inputs: Inputs) -> dict[str, Any]:
         "image_size": header.image_size,
         "val_images": 0 if inputs.val is None else len(inputs.val.labels),
         "scored_on": inputs.val_digest,
+        **_probed(inputs),
     }
+
+
+def _probed(inputs: Inputs) -> dict[str, Any]:
+    """The real images that networks are probed on, where the file holds representations."""
+    if inputs.train is None:
+        return {}
+    return {"train_images": len(inputs.train), "probed_on": inputs.train_digest}

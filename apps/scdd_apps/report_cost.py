@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -85,9 +86,32 @@ def step_seconds(
     """Time one training step of a copy of `student`: rendering, both passes and the update."""
     student = copy.deepcopy(student).to(data.images.device).train()
     optimizer = make_optimizer(student, cfg, decay_all=cfg.decay == "all")
-    step, seconds = student_step(cfg, student, optimizer, labels), 0.0
-    for _ in range(2):  # the first step pays for what is made once
+    step = student_step(cfg, student, optimizer, labels)
+    return _second_time(
+        lambda: step(next(step_batches(cfg, data, labels, 0, generator(0, "apps.estimate"))))
+    )
+
+
+def regression_seconds(net: nn.Module, images: Tensor, targets: Tensor) -> float:
+    """Time one step of SGD of a copy of `net` on a batch [B, 3, S, S] and targets [B, d]."""
+    net = copy.deepcopy(net).to(images.device).train()
+    optimizer = torch.optim.SGD(net.parameters(), lr=1e-3, momentum=0.9)
+
+    def step() -> Tensor:
+        loss = F.mse_loss(net(images), targets)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        return loss.detach()
+
+    return _second_time(step)
+
+
+def _second_time(step: Callable[[], Tensor]) -> float:
+    """Seconds until what a step returns is there; the first one pays for what is made once."""
+    seconds = 0.0
+    for _ in range(2):
         started = time.monotonic()
-        step(next(step_batches(cfg, data, labels, 0, generator(0, "apps.estimate")))).item()
+        step().item()
         seconds = time.monotonic() - started
     return seconds

@@ -4,7 +4,7 @@ Images are float [B, 3, H, W] with values in [0, 1] unless said otherwise.
 """
 
 from scdd.augment.colour import colour
-from scdd.augment.crops import chance, random_resized_boxes, resized_crop, uniform
+from scdd.augment.crops import chance, random_resized_boxes, resized_crop, shifted, uniform
 from scdd.augment.dsa import DsaDraw, draw_dsa, dsa
 from scdd.augment.pixels import denormalise, normalise
 from scdd.augment.randaugment import randaugment, random_steps
@@ -25,5 +25,6 @@ __all__ = [
     "random_resized_boxes",
     "random_steps",
     "resized_crop",
+    "shifted",
     "uniform",
 ]

@@ -83,6 +83,19 @@ def resized_crop(images: Tensor, boxes: Tensor, size: int, flip: Tensor | None =
     return resample(images, rows.to(images.dtype), columns.to(images.dtype))
 
 
+def shifted(images: Tensor, corners: Tensor, flip: Tensor | None = None) -> Tensor:
+    """Cut a box as large as the image out of each of [B, C, S, S]; beyond its edges it is black.
+
+    Args:
+        images: [B, C, S, S], floating point.
+        corners: int64 [B, 2], top and left of the boxes in pixels, outside of it if below 0.
+        flip: bool [B]; these results are mirrored left to right.
+    """
+    size = images.shape[-1]
+    boxes = torch.cat([corners, torch.full_like(corners, size)], dim=1)
+    return resized_crop(images, boxes, size, flip)
+
+
 def interpolations(
     boxes: Tensor, height: int, width: int, size: int, flip: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:

@@ -10,12 +10,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from scdd.augment import normalise, resized_crop
+from scdd.augment import normalise, shifted
 from scdd.config.condense_pairs import CondensePairsConfig
 from scdd.datasets.sources import ImageSource
 from scdd.progress import Bar
 from scdd.seeding import generator
-from scdd.training import evaluating
+from scdd.training import evaluating, shuffled_batches
 
 BLOCK = 500
 """Images of a forward pass of the teacher."""
@@ -49,13 +49,10 @@ def real_images(
     """
     images = source.read(rows).to(device).float() / 255
     if cfg.outer_aug != "none":
-        size, flip = images.shape[-1], views % 2 == 1
         reach = cfg.crop_padding if cfg.outer_aug == "crop_flip" else 0
-        shift = views // 2
-        across = 2 * reach + 1
-        corners = [shift // across - reach, shift % across - reach]
-        sides = [torch.full_like(shift, size)] * 2
-        images = resized_crop(images, torch.stack([*corners, *sides], dim=1), size, flip)
+        shift, across = views // 2, 2 * reach + 1
+        corners = torch.stack([shift // across - reach, shift % across - reach], dim=1)
+        images = shifted(images, corners, views % 2 == 1)
     return normalise(images, source.mean, source.std)
 
 
@@ -101,14 +98,9 @@ def real_batches(
 
     Epochs over the shuffled images, without those left over at the end of each.
     """
-    count, batch = len(source), min(cfg.batch, len(source))
-    order = torch.empty(0)
-    for step in range(first, cfg.steps):
-        epoch, place = divmod(step, count // batch)
-        if place == 0 or step == first:
-            draw = generator(seed, "condense_pairs.order", epoch)
-            order = torch.randperm(count, generator=draw)
-        rows = order[place * batch :][:batch]
+    batch = min(cfg.batch, len(source))
+    batches = shuffled_batches(len(source), batch, cfg.steps, seed, "condense_pairs.order", first)
+    for step, rows in enumerate(batches, first):
         draw = generator(seed, "condense_pairs.views", step)
         views = torch.randint(count_views(cfg), (batch,), generator=draw)
         images = real_images(cfg, source, rows, views, device)

@@ -4,6 +4,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
+from scdd.config.dataset import DatasetConfig
+from scdd.config.finetune import FinetuneConfig
 from scdd.config.section import Probability, Section, Switch
 
 
@@ -174,3 +176,16 @@ class PretrainConfig(Section):
     momentum: Probability = 0.9
     weight_decay: NonNegativeFloat = 1e-3
     probe: LinearProbeConfig = LinearProbeConfig()
+    finetune: FinetuneConfig | None = None
+    """A second score of every network: its accuracy after all of it has learnt from the real
+    images; not given: no such score."""
+    transfer: tuple[DatasetConfig, ...] = ()
+    """More images on which the same networks are probed, and fine-tuned where that is on."""
+
+    def describe(self) -> str:
+        """Everything but the network that moves a score, in words."""
+        tuned = f"; fine-tuning: {self.finetune.describe()}" if self.finetune is not None else ""
+        return (
+            f"{self.epochs} epochs of batch {self.batch}, sgd lr {self.lr:g}, weight decay "
+            f"{self.weight_decay:g}; linear probe by {self.probe.solver}{tuned}"
+        )

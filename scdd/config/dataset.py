@@ -1,5 +1,6 @@
 """Which images are distilled."""
 
+from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, PositiveInt, model_validator
@@ -34,6 +35,12 @@ class DatasetConfig(Section):
     """Share of train held out per class and evaluated on instead of val: for tuning settings."""
     train_per_class: PositiveInt | None = None
     """Use only this many training images of each class (the first ones); all if not given."""
+
+    @property
+    def title(self) -> str:
+        """What reports call the images: of a folder the last part of its path, never more."""
+        folder = Path(self.root or "").name if self.name == "image_folder" else ""
+        return folder or self.name
 
     @model_validator(mode="after")
     def _only_files_are_streamed(self) -> Self:

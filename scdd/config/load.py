@@ -11,6 +11,7 @@ from typing import Any, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from scdd.config.condense_pairs import PretrainConfig
 from scdd.config.methods import change_method
 from scdd.config.posttrain import PosttrainConfig
 from scdd.config.relabel import RelabelConfig
@@ -22,7 +23,8 @@ DEFAULT_PRESET = "digits"
 BESIDE_THE_RECIPE = {
     *("summary", "seed", "threads", "checkpoint_minutes"),
     *("dataset.name", "dataset.root", "dataset.download", "dataset.workers"),
-    *("posttrain.labels", "posttrain.seeds", "posttrain.evaluate_every", "pretrain.seeds"),
+    *("posttrain.labels", "posttrain.seeds", "posttrain.evaluate_every"),
+    *("pretrain.seeds", "pretrain.transfer"),
 }
 """Keys that change where, how often and how repeatably a recipe is run, but not the recipe."""
 
@@ -102,6 +104,22 @@ def posttrain_config(base: PosttrainConfig | None, overrides: Sequence[str]) -> 
     """
     settings = {"posttrain": base.model_dump() if base else {}}
     return _changed(settings, [(f"posttrain.{o}", o) for o in overrides]).posttrain
+
+
+def pretrain_config(
+    base: PretrainConfig | None, overrides: Sequence[str], image_size: int
+) -> PretrainConfig:
+    """Settings of pre-training for a file: those of its run, or the defaults, with changes.
+
+    Raises:
+        ConfigError: as `load_config` does.
+    """
+    # Its other tasks are no part of how a network is trained.
+    own = base.model_dump(exclude={"transfer"}) if base else {}
+    settings = {"method": "boost", "dataset": {"image_size": image_size}, "pretrain": own}
+    changed = _changed(settings, [(f"pretrain.{o}", o) for o in overrides]).pretrain
+    assert changed is not None
+    return changed
 
 
 def relabel_config(overrides: Sequence[str]) -> RelabelConfig:

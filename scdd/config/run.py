@@ -106,6 +106,19 @@ class RunConfig(Section):
         return None if self.condense_pairs is None else "condense_pairs"
 
     @property
+    def transfer(self) -> dict[str, DatasetConfig]:
+        """More images on which pre-trained networks are tried, by where their sections stand."""
+        sections = () if self.pretrain is None else self.pretrain.transfer
+        return {f"pretrain.transfer.{n}": section for n, section in enumerate(sections)}
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Names of the images on which pre-trained networks are tried, all different."""
+        titles = [section.title for section in (self.dataset, *self.transfer.values())]
+        before = [titles[:number].count(title) for number, title in enumerate(titles)]
+        return tuple(f"{t} ({n + 1})" if n else t for t, n in zip(titles, before, strict=True))
+
+    @property
     def scorer(self) -> SqueezeConfig | None:
         """The training of its own that counts what is forgotten, if the method needs one."""
         learns_from_labels = self.squeeze.objective.name == "supervised"
@@ -222,6 +235,27 @@ class RunConfig(Section):
             raise ValueError(
                 f"squeeze_dataset.image_size is {other.image_size}, but dataset.image_size is "
                 f"{self.dataset.image_size}, and a backbone works at one size; give both the same"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _pretrained_networks_see_one_image_size(self) -> Self:
+        size, tuned = self.dataset.image_size, self.pretrain.finetune if self.pretrain else None
+        for key, other in self.transfer.items():
+            if other.image_size != size:
+                raise ValueError(
+                    f"{key}.image_size is {other.image_size}, but dataset.image_size is {size}, "
+                    "and a network works at one size; give both the same"
+                )
+            if other.mean is not None or other.std is not None:
+                raise ValueError(
+                    f"{key}: has a mean or std of its own, but networks see all images normalised "
+                    "as the backbone knows them; leave both out"
+                )
+        if tuned is not None and tuned.crop_padding >= size:
+            raise ValueError(
+                f"pretrain.finetune.crop_padding is {tuned.crop_padding}, but an image has {size} "
+                "px, so that crops would see none of it; lower it"
             )
         return self
 

@@ -1,6 +1,6 @@
 """Real images: one file per dataset, all of them served as an `ImageSource`."""
 
-from scdd.datasets.load import Dataset, load_dataset, load_split
+from scdd.datasets.load import Dataset, check_dataset, load_dataset, load_split
 from scdd.datasets.sources import ImageSource, ResidentSource
 from scdd.datasets.streaming import StreamingSource
 
@@ -9,6 +9,7 @@ __all__ = [
     "ImageSource",
     "ResidentSource",
     "StreamingSource",
+    "check_dataset",
     "load_dataset",
     "load_split",
 ]

@@ -82,6 +82,15 @@ def load_dataset(cfg: DatasetConfig, device: str | torch.device = "cpu") -> Data
     )
 
 
+def check_dataset(cfg: DatasetConfig) -> None:
+    """Refuse data that `load_dataset` would refuse, as far as can be told without decoding it.
+
+    Raises:
+        DataError: if the data is missing or laid out in another way.
+    """
+    _rows(cfg, _READERS[cfg.name](cfg))
+
+
 def load_split(
     root: str | Path,
     split: str,

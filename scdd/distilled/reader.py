@@ -406,7 +406,8 @@ def require_classes(path: Path, header: Header) -> None:
         refuse(
             path,
             "holds representations as targets, no class labels",
-            "give a file with class labels, or pre-train on this one by regression",
+            "give a file with class labels, or let networks learn from this one with scdd-apps "
+            "crossarch FILE --arch NAME",
         )
 
 

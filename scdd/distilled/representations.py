@@ -115,6 +115,13 @@ class RepresentationDataset(Described, Dataset[Pair]):
         """Return targets of a view, float32 [B, d]; `rows` int64 [B] or all m."""
         return self.parts.targets(view, rows).detach()
 
+    def whole(self, stored: bool = False) -> Pair:
+        """Return all pairs; with `stored`, targets as they are stored where both kinds are."""
+        views = range(self.num_views)
+        with torch.no_grad():
+            targets = [self.parts.targets(view, stored=stored) for view in views]
+        return Pair(torch.cat([self.images(view) for view in views]), torch.cat(targets))
+
     def batch(self, index: Tensor) -> Pair:
         """Return pairs by their numbers int64 [B]."""
         count, device = len(self.parts), self.parts.device

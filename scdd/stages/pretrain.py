@@ -18,7 +18,19 @@ from scdd.datasets.sources import ImageSource
 from scdd.errors import RunError
 from scdd.probing import features, fit_linear
 from scdd.seeding import generator, seeded
-from scdd.training import Accuracy, cosine, evaluate, fitting_threads, set_lr
+from scdd.training import (
+    Accuracy,
+    cosine,
+    evaluate,
+    fitting_threads,
+    set_lr,
+    shuffled_batches,
+)
+
+LINEAR = "linear probe"
+"""What such a score is called in every table."""
+UNTRAINED = "no pre-training"
+"""And a network as it was initialised."""
 
 
 def new_network(arch: str, image_size: int, target_dim: int, seed: int) -> nn.Sequential:
@@ -48,7 +60,7 @@ def pretrain(
             that takes labels in place of representations.
         seed: decides the weights, the order of the images and dropout.
         device: where to compute.
-        checkpoint: the state of the training.
+        checkpoint: the state of the training; at its end that of the trained network.
         advance: called after each epoch with a word on where it stands.
         classes: how many there are, where the targets are classes.
 
@@ -76,7 +88,9 @@ def pretrain(
                     f"lower its learning rate (now {cfg.lr:g})"
                 )
             advance(f"{cfg.arch} epoch {epoch + 1}/{cfg.epochs}")
-            if checkpoint.due:
+            # At the end too: what follows may take longer, and goes on from here after a kill.
+            last = epoch + 1 == cfg.epochs and checkpoint.path is not None
+            if checkpoint.due or last:
                 kept = {name: part.state_dict() for name, part in parts.items()}
                 checkpoint.save({"epoch": epoch + 1, **kept})
     return net.eval()
@@ -138,14 +152,10 @@ def _fit_sgd(
     bias = known.new_zeros(classes).requires_grad_()
     optimizer = torch.optim.SGD([weight, bias], lr=cfg.lr, momentum=cfg.momentum)
     batch = min(cfg.batch, len(known))
-    order = torch.empty(0)
-    for step in range(cfg.iterations):
-        epoch, place = divmod(step, len(known) // batch)
-        if place == 0:
-            draw = generator(seed, "linear_probe.order", epoch)
-            order = torch.randperm(len(known), generator=draw).to(known.device)
-        rows = order[place * batch :][:batch]
+    batches = shuffled_batches(len(known), batch, cfg.iterations, seed, "linear_probe.order")
+    for step, rows in enumerate(batches):
         set_lr(optimizer, cfg.lr * cosine(step / cfg.iterations))
+        rows = rows.to(known.device)
         loss = F.cross_entropy(F.linear(known[rows], weight, bias), labels[rows])
         optimizer.zero_grad()
         loss.backward()

@@ -1,7 +1,8 @@
 """What every step may use: the configuration, the run directory, the images, the arms."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -12,7 +13,7 @@ from torch import nn
 
 from scdd.checkpoint import Checkpoint, fill, load_weights
 from scdd.config.run import RunConfig
-from scdd.datasets import Dataset, load_dataset
+from scdd.datasets import Dataset, check_dataset, load_dataset
 from scdd.distilled import Header, codec_of
 from scdd.distributed import World
 from scdd.errors import ConfigError, DataError
@@ -59,12 +60,17 @@ class Context:
         """The images that the backbone learns on: others than `dataset` where the user says so."""
         if self.cfg.squeeze_dataset is None:
             return self.dataset
-        try:
+        with named("squeeze_dataset"):
             return load_dataset(self.cfg.squeeze_dataset, self.device)
-        except DataError as error:
-            said = str(error)
-            own = said.replace("dataset.", "squeeze_dataset.")
-            raise DataError(own if own != said else f"squeeze_dataset: {said}") from error
+
+    @cached_property
+    def transfer(self) -> tuple[Dataset, ...]:
+        """More images on which pre-trained networks are tried."""
+        found = []
+        for key, section in self.cfg.transfer.items():
+            with named(key):
+                found.append(load_dataset(section, self.device))
+        return tuple(found)
 
     def checkpoint(self, step: str, shard: str = "") -> Checkpoint:
         """The rolling checkpoint of a step, or of one shard of it."""
@@ -108,17 +114,32 @@ class Context:
         return [arm for arm in ARMS if there[arm.step]]
 
 
+@contextmanager
+def named(key: str) -> Iterator[None]:
+    """Let what is wrong with images be said of the section `key`, where it is not `dataset`."""
+    try:
+        yield
+    except DataError as error:
+        said = str(error)
+        own = said.replace("dataset.", f"{key}.")
+        raise DataError(own if own != said else f"{key}: {said}") from error
+
+
 def check_later_steps(cfg: RunConfig, dataset: Dataset) -> None:
     """Refuse what later steps, where there are such, would refuse hours later.
 
     Raises:
         UserError: if a class has too few images, pairs do not fit them or the budget, a codec does
-            not fit the number of classes, or a batch cannot hold a group.
+            not fit the number of classes, a batch cannot hold a group, or images of another task
+            are missing.
     """
+    for key, section in cfg.transfer.items():
+        with named(key):
+            check_dataset(section)
     classes, plan = len(dataset.classes), None
     if cfg.pairs_from is not None:
         plan = plan_pairs(cfg, len(dataset.train), classes)
-    starts = {section.start for section in cfg.recoveries.values()} - {"noise"}
+    starts = {recovery.start for recovery in cfg.recoveries.values()} - {"noise"}
     if plan is None or starts:
         random_real(dataset.train, cfg.ipc, cfg.seed)  # Which refuses what there is too little of.
     if cfg.pretrain is not None:

@@ -19,7 +19,7 @@ from scdd.distilled.pairs import DenseSet, Pairs
 from scdd.progress import say
 from scdd.run import versions
 from scdd.stages.condense_pairs import condense_pairs
-from scdd.steps.context import Context, teacher_record
+from scdd.steps.context import Context, check_later_steps, teacher_record
 from scdd.steps.pair_sizes import plan_pairs
 
 BACKBONE = Path("squeeze", "backbone.safetensors")
@@ -35,6 +35,7 @@ def run_condense_pairs(context: Context, step: str) -> tuple[str, ...]:
     assert cfg is not None
     if (folder / FILE).exists():
         return (FILE,)
+    check_later_steps(context.cfg, context.dataset)  # Squeeze may have been done before.
     backbone, train = backbone_of(context), images_of_backbone(context)
     size = context.dataset.image_size
     sizes = plan_sizes(cfg, len(train), size, int(backbone.feature_dim))  # type: ignore[arg-type]

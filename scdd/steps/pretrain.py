@@ -1,82 +1,117 @@
-"""Step pretrain: pairs to results.json, by pre-training networks and probing their features."""
+"""Step pretrain: pairs to results.json, by pre-training networks and trying them on tasks."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from scdd.bilevel.regressor import trunk_of
+from scdd.checkpoint import Checkpoint
+from scdd.config.condense_pairs import PretrainConfig
+from scdd.datasets import Dataset, ImageSource
 from scdd.datasets.pixel_statistics import with_statistics
 from scdd.distilled import RepresentationDataset
 from scdd.files import write_json
 from scdd.progress import Bar
 from scdd.seeding import generator
-from scdd.stages.pretrain import linear_probe, new_network, pretrain
+from scdd.stages.finetune import TUNED, finetune
+from scdd.stages.pretrain import LINEAR, UNTRAINED, linear_probe, new_network, pretrain
 from scdd.steps.context import Context
 from scdd.steps.pairs import BASELINE_FILE, FILE, baseline_rows, images_of_backbone
+from scdd.training import Accuracy, evaluate
 
 DISTILLED, STORED = "distilled", "distilled, targets stored"
 RANDOM, LABELS = "random real", "random real, class labels"
-UNTRAINED = "no pre-training"
 
-Learnt = Callable[[], tuple[Tensor, Tensor]]
-"""Images [n, 3, S, S] and targets, float [n, d] or classes int64 [n]."""
+
+class Lesson(NamedTuple):
+    """What networks of an arm learn from."""
+
+    pairs: int
+    """Images, every view counted."""
+    learn: Callable[[], tuple[Tensor, Tensor]]
+    """Gives images [n, 3, S, S] and targets, float [n, d] or classes int64 [n]."""
+
+
+class Trial(NamedTuple):
+    """One way to tell what a pre-trained network is worth on one task."""
+
+    task: int
+    """Number of the task: 0 is the images that were distilled, the others are of `transfer`."""
+    by: str
+    steps: int
+    """Of SGD, with checkpoints; 0 for what takes moments."""
+    score: Callable[[nn.Module, int, Checkpoint, Callable[[str], None]], Accuracy]
+    """Takes the trunk, a seed, where its state is kept, and what is to be called after a step."""
+
+    def path(self, network: Path) -> Path:
+        """Where the score is kept, beside the others of the same network."""
+        return network.with_name(f"{network.name}-{self.task}-{self.by.replace(' ', '-')}.json")
 
 
 def run_pretrain(context: Context, step: str) -> tuple[str, ...]:
-    """Pairs -> results.json: linear probes of networks that learnt from each arm."""
+    """Pairs -> results.json: what networks that learnt from each arm are worth on each task."""
     cfg, folder = context.cfg.pretrain, context.run.folder(step)
     assert cfg is not None
-    arms = _arms(context)
+    arms, trials = _arms(context), _trials(context)
     plan = [(arm, seed) for seed in range(cfg.seeds) for arm in arms]
+    networks = {row: folder / "rows" / f"{list(arms).index(row[0])}-{row[1]}" for row in plan}
     mine = context.world.share(plan)
-    paths = {row: folder / "rows" / f"{list(arms).index(row[0])}-{row[1]}.json" for row in mine}
-    missing = [row for row in mine if not paths[row].exists()]
-    with Bar(step, len(mine) * cfg.epochs, (len(mine) - len(missing)) * cfg.epochs) as bar:
+    work = {
+        (arm, seed): _steps(cfg, arms[arm]) + sum(trial.steps for trial in trials)
+        for arm, seed in mine
+    }
+    missing = [
+        row for row in mine if not all(trial.path(networks[row]).exists() for trial in trials)
+    ]
+    done = sum(work[row] for row in mine if row not in missing)
+    with Bar(step, sum(work.values()), done) as bar:
         for arm, seed in missing:
-            record = _row(context, step, arm, seed, arms[arm], paths[arm, seed], bar)
-            context.run.log(step, **record)
-            write_json(paths[arm, seed], record)
-            context.checkpoint(step, paths[arm, seed].stem).remove()
+            _try_network(context, step, arm, seed, arms[arm], networks[arm, seed], trials, bar)
     context.world.barrier()
-    scores = [json.loads(path.read_text()) for path in sorted((folder / "rows").glob("*.json"))]
     if context.world.leads:
         result = {
-            "protocol": cfg.model_dump(),
+            "protocol": cfg.model_dump(exclude={"transfer"}),
             "val_images": len(context.dataset.val.labels),
-            "rows": scores,
+            "tasks": _described(context),
+            "rows": [
+                _record(context, trial, json.loads(trial.path(networks[arm, seed]).read_text()))
+                for arm in arms
+                for seed in range(cfg.seeds)
+                for trial in trials
+            ],
         }
         write_json(folder / "results.json", result)
     return ("results.json",)
 
 
-def _arms(context: Context) -> dict[str, Learnt | None]:
+def _steps(cfg: PretrainConfig, lesson: Lesson | None) -> int:
+    """Steps of SGD that pre-training a network takes, but for the short one of an epoch."""
+    return 0 if lesson is None else cfg.epochs * -(-lesson.pairs // cfg.batch)
+
+
+def _arms(context: Context) -> dict[str, Lesson | None]:
     """What is learnt from in each row; None: nothing."""
 
-    def pairs(step: str, file: str, stored: bool = False) -> Learnt:
-        return lambda: _all_views(context, context.run.path / step / file, stored)
+    def pairs(step: str, file: str, stored: bool = False) -> Lesson:
+        path = context.run.path / step / file
+        return Lesson(
+            len(RepresentationDataset.open(path)),
+            lambda: RepresentationDataset.open(path, context.device).whole(stored),
+        )
 
     cfg = context.cfg
     assert cfg.pairs_from is not None
-    arms: dict[str, Learnt | None] = {DISTILLED: pairs(cfg.pairs_from, FILE)}
+    arms: dict[str, Lesson | None] = {DISTILLED: pairs(cfg.pairs_from, FILE)}
     if cfg.condense_pairs is not None and cfg.condense_pairs.approximation:
         arms[STORED] = pairs(cfg.pairs_from, FILE, stored=True)
-    arms[RANDOM] = pairs("baseline_pairs", BASELINE_FILE)
-    arms[LABELS] = lambda: _labelled(context)
+    arms[RANDOM] = random = pairs("baseline_pairs", BASELINE_FILE)
+    arms[LABELS] = Lesson(random.pairs, lambda: _labelled(context))
     arms[UNTRAINED] = None
     return arms
-
-
-def _all_views(context: Context, path: Path, stored: bool) -> tuple[Tensor, Tensor]:
-    data = RepresentationDataset.open(path, context.device)
-    views = range(data.num_views)
-    with torch.no_grad():
-        images = torch.cat([data.images(view) for view in views])
-        targets = torch.cat([data.parts.targets(view, stored=stored) for view in views])
-    return images, targets
 
 
 def _labelled(context: Context) -> tuple[Tensor, Tensor]:
@@ -88,37 +123,119 @@ def _labelled(context: Context) -> tuple[Tensor, Tensor]:
     return data.images(0), train.labels[baseline_rows(context)].to(context.device)
 
 
-def _row(
+def _trials(context: Context) -> list[Trial]:
+    """All scores of a network, task by task; images are normalised as the backbone knows them."""
+    cfg, known = context.cfg.pretrain, images_of_backbone(context)
+    assert cfg is not None
+    trials = []
+    for number, data in enumerate(_datasets(context)):
+        train, val = (with_statistics(s, known.mean, known.std) for s in (data.train, data.val))
+        trials.append(Trial(number, LINEAR, 0, partial(_probed, context, train, val)))
+        if cfg.finetune is not None:
+            score = partial(_finetuned, context, train, val)
+            trials.append(Trial(number, TUNED, cfg.finetune.iterations, score))
+    return trials
+
+
+def _probed(
+    context: Context,
+    train: ImageSource,
+    val: ImageSource,
+    trunk: nn.Module,
+    seed: int,
+    checkpoint: Checkpoint,
+    advance: Callable[[str], None],
+) -> Accuracy:
+    cfg = context.cfg.pretrain
+    assert cfg is not None
+    return linear_probe(cfg.probe, trunk, train, val, seed, context.device)
+
+
+def _finetuned(
+    context: Context,
+    train: ImageSource,
+    val: ImageSource,
+    trunk: nn.Module,
+    seed: int,
+    checkpoint: Checkpoint,
+    advance: Callable[[str], None],
+) -> Accuracy:
+    cfg = context.cfg.pretrain
+    assert cfg is not None and cfg.finetune is not None
+    net = finetune(cfg.finetune, trunk, train, seed, context.device, checkpoint, advance)
+    return evaluate(net, val, context.device)
+
+
+def _datasets(context: Context) -> tuple[Dataset, ...]:
+    """The images of each task."""
+    return (context.dataset, *context.transfer)
+
+
+def _described(context: Context) -> list[dict[str, Any]]:
+    """What each task is, for the report."""
+    return [
+        {
+            "name": name,
+            "dataset": data.name,
+            "classes": len(data.classes),
+            "train_images": len(data.train),
+            "val_images": len(data.val),
+        }
+        for name, data in zip(context.cfg.tasks, _datasets(context), strict=True)
+    ]
+
+
+def _record(context: Context, trial: Trial, kept: dict[str, Any]) -> dict[str, Any]:
+    """A row of results.json; its task has the name that it has now."""
+    return {"task": context.cfg.tasks[trial.task], "by": trial.by, **kept}
+
+
+def _try_network(
     context: Context,
     step: str,
     arm: str,
     seed: int,
-    learnt: Learnt | None,
-    path: Path,
+    lesson: Lesson | None,
+    network: Path,
+    trials: Sequence[Trial],
     bar: Bar,
-) -> dict[str, Any]:
-    """Train one network and probe it; the score is that of the last epoch."""
-    cfg, device, classes = context.cfg.pretrain, context.device, len(context.dataset.classes)
+) -> None:
+    """Pre-train one network, once for all trials, and write what each says of it."""
+    cfg, size, device = context.cfg.pretrain, context.dataset.image_size, context.device
     assert cfg is not None
-    train = images_of_backbone(context)
-    val = with_statistics(context.dataset.val, train.mean, train.std)
     own = generator(context.cfg.seed, "pretrain.network", seed).initial_seed()
-    if learnt is None:
-        pairs = 0
-        net = new_network(cfg.arch, context.dataset.image_size, 1, own).to(device)
-        bar.done += cfg.epochs
+    about, checkpoint = f"{arm}, seed {seed}", context.checkpoint(step, network.name)
+    before = bar.done
+    if lesson is None:
+        net = new_network(cfg.arch, size, 1, own).to(device)
     else:
-        images, targets = learnt()
-        pairs = len(images)
+        images, targets = lesson.learn()
+        each = _steps(cfg, lesson) // cfg.epochs
         net = pretrain(
             cfg,
             images,
             targets,
             own,
             device,
-            context.checkpoint(step, path.stem),
-            lambda note: bar.advance(note=f"{arm}, seed {seed}, {note}"),
-            classes if arm == LABELS else 0,
+            checkpoint,
+            lambda note: bar.advance(each, f"{about}, {note}"),
+            len(context.dataset.classes) if arm == LABELS else 0,
         )
-    score = linear_probe(cfg.probe, trunk_of(net), train, val, own, device)
-    return {"arm": arm, "seed": seed, "pairs": pairs, "top1": score.top1, "top5": score.top5}
+    bar.done = before + _steps(cfg, lesson)
+    for trial in trials:
+        before, path = bar.done, trial.path(network)
+        if not path.exists():
+            state = context.checkpoint(step, path.stem)
+            advance = partial(_advance, bar, about)
+            score = trial.score(trunk_of(net), own, state, advance)
+            pairs = 0 if lesson is None else lesson.pairs
+            record = {"arm": arm, "seed": seed, "pairs": pairs, **score._asdict()}
+            context.run.log(step, **_record(context, trial, record))
+            write_json(path, record)
+            state.remove()
+        bar.done = before + trial.steps
+    checkpoint.remove()
+
+
+def _advance(bar: Bar, about: str, note: str) -> None:
+    bar.advance(note=f"{about}, {note}")

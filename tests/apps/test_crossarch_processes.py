@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,9 @@ import torch
 
 from scdd.config.posttrain import PosttrainConfig
 from scdd.distributed import World, rank_and_size
-from scdd.stages.posttrain import open_for_training
-from scdd_apps.crossarch import training
-from scdd_apps.crossarch.recipes import Student
+from scdd_apps.crossarch import labelled
+from scdd_apps.crossarch.options import Options
+from scdd_apps.crossarch.training import train_missing
 from scdd_apps.files import find_inputs
 from tests.apps.conftest import write_file
 from tests.apps.test_apps_commands import cells
@@ -33,22 +34,23 @@ def train_rows(file: str, out: str) -> dict[str, Any]:
     """Train three architectures as one of the processes that there are."""
     inputs = find_inputs(Path(file), None, None, False, Path(out), "crossarch")
     cpu, (rank, size) = torch.device("cpu"), rank_and_size()
+    options = Options(list(RATES), epochs=3, overrides=["batch=12"])
+    compared = labelled.compared_students(inputs, options, cpu)
     students = [
-        Student("distilled", arch, "soft", 0, PosttrainConfig(arch=arch, batch=12, epochs=3, lr=lr))
-        for arch, lr in RATES.items()
+        replace(student, cfg=student.cfg.model_copy(update={"lr": RATES[student.arch]}))
+        for student in compared.learners
     ]
-    data = {"distilled": open_for_training(Path(file), ("soft",), students[0].cfg, cpu)}
     trained = []
     with pytest.MonkeyPatch.context() as patch:
-        train = training.train_student
+        train = labelled.train_student
 
         def noted(cfg: PosttrainConfig, *args: Any, **named: Any) -> Any:
             trained.append(cfg.arch)
             return train(cfg, *args, **named)
 
-        patch.setattr(training, "train_student", noted)
-        rows, failures = training.train_missing(
-            inputs, students, data, "per-arch", cpu, World(rank, size)
+        patch.setattr(labelled, "train_student", noted)
+        rows, failures = train_missing(
+            inputs.out, replace(compared, learners=students), World(rank, size)
         )
     for row in rows.values():
         del row["seconds"]

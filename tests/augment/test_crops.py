@@ -11,7 +11,7 @@ from scipy import stats
 from torch import Tensor
 from torchvision.transforms import RandomResizedCrop
 
-from scdd.augment import chance, random_resized_boxes, resized_crop, uniform
+from scdd.augment import chance, random_resized_boxes, resized_crop, shifted, uniform
 from scdd.augment.crops import ATTEMPTS, boxes_from
 from tests.augment.conftest import SIGNIFICANCE, draw, is_binomial, noise
 
@@ -41,6 +41,18 @@ def test_a_crop_is_torchvisions_antialiased_resized_crop(crop):
     expected = TF.horizontal_flip(expected) if flip else expected
     result = resized_crop(image, torch.tensor([box]), size, torch.tensor([flip]))
     torch.testing.assert_close(result, expected, atol=2e-5, rtol=0)
+
+
+def test_a_shifted_image_is_padded_with_black_and_cut_as_torchvision_does():
+    images, corners = noise(4, 3, 9, 9), torch.tensor([[0, 0], [-3, 2], [3, -3], [1, 3]])
+    flip = torch.tensor([False, True, False, True])
+    padded = TF.pad(images, [3])
+    for image, corner, mirrored, found in zip(
+        padded, corners, flip, shifted(images, corners, flip), strict=True
+    ):
+        top, left = (corner + 3).tolist()
+        expected = TF.crop(image, top, left, 9, 9)
+        assert torch.equal(found, TF.horizontal_flip(expected) if mirrored else expected)
 
 
 @pytest.mark.parametrize(("height", "width"), [(16, 16), (64, 64), (24, 90), (90, 24)])

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from scdd.files import replacing
+from scdd_apps.crossarch.compared import kind_title
 from scdd_apps.crossarch.results import Mean
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ def draw_accuracy_over_parameters(path: Path, means: Sequence[Mean], title: str)
 
 
 def accuracy_over_parameters(means: Sequence[Mean], title: str) -> "Figure":
-    """Draw top-1 % over parameters, a series for each kind of images and labels.
+    """Draw top-1 % over parameters, a series for each kind of images and of labels or score.
 
     Bars are the standard deviation over seeds. Means without a score are left out.
     """
@@ -34,18 +35,18 @@ def accuracy_over_parameters(means: Sequence[Mean], title: str) -> "Figure":
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     scored = [(mean, mean.top1) for mean in means if mean.top1 is not None]
-    series = dict.fromkeys((mean.arm, mean.labels) for mean, _ in scored)
-    for number, (arm, labels) in enumerate(series):
-        own = [(mean, top1) for mean, top1 in scored if (mean.arm, mean.labels) == (arm, labels)]
+    series = dict.fromkeys((mean.arm, mean.kind) for mean, _ in scored)
+    for number, (arm, kind) in enumerate(series):
+        own = [(mean, top1) for mean, top1 in scored if (mean.arm, mean.kind) == (arm, kind)]
         axes.errorbar(
             [mean.parameters for mean, _ in own],
             [top1 for _, top1 in own],
             [mean.sd for mean, _ in own],
             color=COLOURS[number % len(COLOURS)],
-            marker=MARKERS[number % len(MARKERS)],
+            marker=MARKERS[(number + number // len(COLOURS)) % len(MARKERS)],
             linestyle="none",
             capsize=3,
-            label=f"{arm}, {labels} labels",
+            label=f"{arm}, {kind_title(kind)}",
         )
     tops = [(mean.arch, mean.parameters, top1 + mean.sd) for mean, top1 in scored]
     highest = {arch: (x, y) for arch, x, y in sorted(tops, key=lambda top: top[2])}

@@ -1,8 +1,7 @@
 """How each architecture is trained: as the run trains its own student, or as the net needs it."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal, NamedTuple, get_args
+from typing import NamedTuple
 
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
@@ -10,12 +9,8 @@ from torch.nn.modules.batchnorm import _NormBase
 from scdd.config.posttrain import PosttrainConfig
 from scdd.errors import ConfigError
 from scdd.models import create_model
-from scdd.posttraining import Labels
+from scdd_apps.crossarch.options import Tuning
 from scdd_apps.files import Inputs, settings_with
-
-Tuning = Literal["shared", "per-arch"]
-"""shared: the run's own settings for every net, as SC-DD (arXiv:2404.07976, Table 16) has one for
-all; per-arch: those, with what `NEEDS` says of the net."""
 
 MOST_EPOCHS = 100
 """Per-arch, epochs are the run's own, but no more than this, times `Need.passes`: the student of a
@@ -64,29 +59,6 @@ class Recipe(NamedTuple):
     why: str
 
 
-@dataclass(frozen=True)
-class Student:
-    """One network to train: on which images, with which labels, how."""
-
-    arm: str
-    arch: str
-    labels: Labels
-    seed: int
-    cfg: PosttrainConfig
-
-
-def tuning_of(name: str) -> Tuning:
-    """Check the value of --tuning.
-
-    Raises:
-        ConfigError: if there is none of this name.
-    """
-    for tuning in get_args(Tuning):
-        if tuning == name:
-            return tuning
-    raise ConfigError(f"--tuning {name}: choose shared or per-arch")
-
-
 def recipe_for(
     inputs: Inputs, arch: str, tuning: Tuning, epochs: int | None, overrides: Sequence[str]
 ) -> Recipe:
@@ -97,7 +69,7 @@ def recipe_for(
     """
     base = inputs.training or PosttrainConfig()
     own, need = [f"arch={arch}"], Need()
-    net = _built(arch, inputs)
+    net = built(arch, inputs)
     if tuning == "per-arch":
         need = need_of(arch, net)
         own += [f"epochs={min(base.epochs, MOST_EPOCHS) * need.passes}", *need.settings]
@@ -111,8 +83,10 @@ def need_of(arch: str, net: nn.Module | None) -> Need:
     return UNNORMALISED if net is not None and not _normalised(net) else Need()
 
 
-def _built(arch: str, inputs: Inputs) -> nn.Module | None:
-    """The net at the file's size; None if it cannot be built there, which is a row's own matter.
+def built(arch: str, inputs: Inputs) -> nn.Module | None:
+    """The net at the file's size, with its classes if there are any.
+
+    None if it cannot be built at that size, which is a row's own matter.
 
     Raises:
         ConfigError: if it cannot be built at any size.

@@ -8,17 +8,10 @@ from dataclasses import asdict, dataclass
 from statistics import fmean, stdev
 from typing import Any
 
-from scdd.distilled import DistilledDataset
-from scdd.posttraining import Labels, steps_per_epoch
 from scdd.tables import table
-from scdd_apps.crossarch.recipes import Recipe, Student, Tuning
-from scdd_apps.files import Inputs, training_identity
-from scdd_apps.report import count_cell, score_cell, score_line
-
-Row = dict[str, Any]
-
-MEASURED = ("top1", "top5", "parameters", "macs", "stem", "steps", "seconds", "label_bytes")
-"""Columns of the CSV file that a finished row fills."""
+from scdd_apps.crossarch.compared import Compared, L, Row, by_kind, kind_key, kind_title
+from scdd_apps.crossarch.options import Tuning
+from scdd_apps.report import count_cell, score_cell
 
 
 @dataclass(frozen=True)
@@ -27,7 +20,8 @@ class Mean:
 
     arch: str
     arm: str
-    labels: Labels
+    kind: str
+    """Of labels, or of score."""
     seeds: int
     top1: float | None
     """None where nothing was scored."""
@@ -35,12 +29,23 @@ class Mean:
     """Of a sample, over seeds; 0 for one."""
     parameters: int
 
+    def record(self) -> dict[str, Any]:
+        """The same for results.json."""
+        names = {"kind": kind_key(self.kind)}
+        return {names.get(name, name): value for name, value in asdict(self).items()}
 
-def means_over_seeds(rows: Mapping[Student, Row]) -> list[Mean]:
-    """Mean and standard deviation of all rows that differ in the seed alone."""
-    found: dict[tuple[str, str, Labels], list[Row]] = {}
-    for student, row in rows.items():
-        found.setdefault((student.arch, student.arm, student.labels), []).append(row)
+
+def scores_of(rows: Mapping[L, Row]) -> list[Row]:
+    """A row for each score."""
+    return [score for row in rows.values() for score in by_kind(row).values()]
+
+
+def means_over_seeds(rows: Mapping[L, Row]) -> list[Mean]:
+    """Mean and standard deviation of all scores that differ in the seed alone."""
+    found: dict[tuple[str, str, str], list[Row]] = {}
+    for learner, row in rows.items():
+        for kind, score in by_kind(row).items():
+            found.setdefault((learner.arch, learner.arm, kind), []).append(score)
     means = []
     for place, own in found.items():
         scores = [row["top1"] for row in own if row["top1"] is not None]
@@ -51,105 +56,63 @@ def means_over_seeds(rows: Mapping[Student, Row]) -> list[Mean]:
 
 
 def results_record(
-    rows: Mapping[Student, Row], failures: Mapping[str, str], tuning: Tuning
+    rows: Mapping[L, Row], failures: Mapping[str, str], tuning: Tuning
 ) -> dict[str, Any]:
     """What results.json holds of the rows."""
     return {
         "tuning": tuning,
-        "rows": list(rows.values()),
-        "means": [asdict(mean) for mean in means_over_seeds(rows)],
+        "rows": scores_of(rows),
+        "means": [mean.record() for mean in means_over_seeds(rows)],
         "errors": dict(failures),
     }
 
 
-def results_csv(
-    students: Sequence[Student],
-    rows: Mapping[Student, Row],
-    failures: Mapping[str, str],
-    tuning: Tuning,
-) -> str:
-    """One line a student: what came of it, or why nothing did, and how it was trained."""
-    training = {student: training_identity(student.cfg) for student in students}
-    keys = [key for key in training[students[0]] if key != "arch"]
+def results_csv(compared: Compared[L], rows: Mapping[L, Row], failures: Mapping[str, str]) -> str:
+    """One line a score: what came of it, or why nothing did, and how the network was trained."""
+    first = compared.learners[0]
+    keys = [key for key in first.identity if key != "arch"]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(
-        ["architecture", "images", "labels", "seed", *MEASURED, "tuning", *keys, "error"]
-    )
-    for student in students:
-        row = rows.get(student, {})
-        settings = [training[student][key] for key in keys]
-        writer.writerow(
-            [student.arch, student.arm, student.labels, student.seed]
-            + [row.get(name) for name in MEASURED]
-            + [tuning, *(json.dumps(v) if isinstance(v, list) else v for v in settings)]
-            + ["" if row else failures.get(student.arch, "")]
-        )
+    named = ["architecture", compared.learnt_from, kind_key(first.kinds[0]), "seed"]
+    writer.writerow([*named, *compared.measured, "tuning", *keys, "error"])
+    for learner in compared.learners:
+        settings = [learner.identity[key] for key in keys]
+        scores = by_kind(rows[learner]) if learner in rows else {}
+        for kind in learner.kinds:
+            row = scores.get(kind, {})
+            writer.writerow(
+                [learner.arch, learner.arm, kind, learner.seed]
+                + [row.get(name) for name in compared.measured]
+                + [compared.tuning]
+                + [json.dumps(v) if isinstance(v, list | dict) else v for v in settings]
+                + ["" if row else failures.get(learner.arch, "")]
+            )
     return text.getvalue()
 
 
-def results_text(
-    inputs: Inputs,
-    students: Sequence[Student],
-    rows: Mapping[Student, Row],
-    failures: Mapping[str, str],
-    data: Mapping[str, DistilledDataset],
-    recipes: Mapping[str, Recipe],
-    seeds: int,
-    tuning: Tuning,
-) -> str:
+def results_text(compared: Compared[L], rows: Mapping[L, Row], failures: Mapping[str, str]) -> str:
     """Table, protocol and what was changed: all that belongs under the heading of the report."""
-    kinds = tuple(dict.fromkeys(student.labels for student in students))
+    kinds = compared.kinds
     cells = []
-    for arch in recipes:
-        for arm in data:
-            own = [row for s, row in rows.items() if (s.arch, s.arm) == (arch, arm)]
-            cells.append([arch, arm, *_cells(own, kinds, arch in failures)])
-    headers = ["architecture", "images", "parameters", "MACs", *(f"{k} labels" for k in kinds)]
+    for arch in compared.archs:
+        for arm, missing in compared.arms.items():
+            own = [row for one, row in rows.items() if (one.arch, one.arm) == (arch, arm)]
+            cells.append([arch, arm, *_cells(own, kinds, missing, arch in failures)])
+    scores = [kind_title(kind) for kind in kinds]
+    headers = ["architecture", compared.learnt_from, "parameters", "MACs", *scores]
     if failures:
         headers.append("remark")
         for line in cells:
             line.append(failures.get(line[0], ""))
-    first = next(iter(data.values()))
-    label_bytes = first.label_bytes if "soft" in kinds else 0
-    scored = len(inputs.val.labels) if inputs.val is not None else 0
-    size = inputs.header.image_size
-    lines = [
-        table(headers, cells),
-        "",
-        score_line(inputs.header, scored, seeds, label_bytes),
-        f"MACs: multiply-accumulates of convolutions and matrix products, one {size}x{size} image.",
-        "",
-        *_protocol(recipes, first, rows, tuning),
-    ]
-    return "\n".join(lines)
+    return "\n".join([table(headers, cells), "", *compared.notes(rows)])
 
 
-def _cells(rows: Sequence[Row], kinds: Sequence[Labels], failed: bool) -> list[str]:
+def _cells(rows: Sequence[Row], kinds: Sequence[str], missing: str, failed: bool) -> list[str]:
     counts = [count_cell(rows[0]["parameters"]), count_cell(rows[0]["macs"])] if rows else ["", ""]
+    if missing:
+        return [*counts, *(missing for _ in kinds)]
     scores = []
     for kind in kinds:
-        found = [row["top1"] for row in rows if row["labels"] == kind]
+        found = [by_kind(row)[kind]["top1"] for row in rows if kind in by_kind(row)]
         scores.append("error" if failed and not found else score_cell(found))
     return [*counts, *scores]
-
-
-def _protocol(
-    recipes: Mapping[str, Recipe],
-    data: DistilledDataset,
-    rows: Mapping[Student, Row],
-    tuning: Tuning,
-) -> list[str]:
-    """How every architecture was trained, and how its net differs from the stock one."""
-    trained = {arch: cfg.describe(steps_per_epoch(cfg, data)) for arch, (cfg, _) in recipes.items()}
-    if tuning == "shared":
-        lines = [f"Tuning shared, one for every architecture: {next(iter(trained.values()))}."]
-    else:
-        lines = ["Tuning per-arch: that of the run's own student, with what a net needs beyond."]
-    stems = {student.arch: row["stem"] for student, row in rows.items()}
-    for arch, recipe in recipes.items():
-        facts = [trained[arch]] if tuning == "per-arch" else []
-        facts += [recipe.why] if recipe.why else []
-        facts += [f"net: {stems[arch]}"] if arch in stems else []
-        lines.append(f"- {arch}: {'; '.join(facts)}")
-    return [lines[0], "", *lines[1:]]
