@@ -23,8 +23,9 @@ from scdd.estimate import estimate
 from scdd.models import recreate
 from scdd.pipeline import distill, steps_of
 from scdd_apps.crossarch.comparison import compare
+from scdd_apps.crossarch.options import Options
 from scdd_apps.files import find_inputs
-from tests import test_pair_methods, tiny_run
+from tests import test_pair_methods, tiny_pair_run, tiny_run
 from tests.conftest import FinishedRun, Outcome
 
 Run = Callable[..., Outcome]
@@ -37,7 +38,7 @@ PRETRAIN = {
 OF_SCDD = ("dataset", "squeeze", "ipc", "recover")
 PAIRS = ["represent", "baseline_pairs", "pretrain", "report"]
 LABELS = {
-    **{k: v for k, v in test_pair_methods.SETTINGS.items() if not k.startswith("pretrain")},
+    **{k: v for k, v in tiny_pair_run.SETTINGS.items() if not k.startswith("pretrain")},
     "probe.floor": 0,
     "relabel.views": 3,
     "relabel.group": 10,
@@ -258,14 +259,16 @@ def test_what_has_soft_labels_alone_serves_every_command_that_asks_for_no_other(
     out = tmp_path / "crossarch"
     compare(
         find_inputs(file, None, None, True, out, "crossarch"),
-        *(["resnet8"], ("soft",), 1, "shared", 2, [], torch.device("cpu")),
+        Options(["resnet8"], tuning="shared", epochs=2),
+        torch.device("cpu"),
     )
     crossed = json.loads((out / "results.json").read_text())
     assert {row["arm"] for row in crossed["rows"]} == {"distilled", "random real"}
     with pytest.raises(FormatError, match="images of no class"):
         compare(
             find_inputs(file, None, None, False, out, "crossarch"),
-            *(["resnet8"], ("soft", "hard"), 1, "shared", 2, [], torch.device("cpu")),
+            Options(["resnet8"], tuning="shared", epochs=2, labels=["soft", "hard"]),
+            torch.device("cpu"),
         )
 
 
@@ -335,7 +338,7 @@ def test_the_estimate_knows_the_steps_of_bridges(monkeypatch: pytest.MonkeyPatch
     rows = {line.split("|")[1].strip(): line for line in text.splitlines() if line[:2] == "| "}
     assert rows.keys() >= {"squeeze", "probe", "recover", *PAIRS}
     # 20 images in four turns; in two epochs these and twice the 25 real ones.
-    assert " 80 x resnet8 " in rows["represent"] and " 260 x convnet" in rows["pretrain"]
+    assert " 80 x resnet8 " in rows["represent"] and " 260 x convnet" in text
     assert "ipc 2" in text and "posttrain" not in text
     cfg = load_config("digits_boost_labels", label_settings())
     text = estimate(cfg, cpu)
