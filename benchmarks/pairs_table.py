@@ -4,7 +4,7 @@ from typing import Any
 
 from scdd.config.condense_pairs import PretrainConfig
 from scdd.progress import duration
-from scdd.tables import mean_sd, size, table
+from scdd.tables import counted, mean_sd, size, table
 
 
 def pairs_table(result: dict[str, Any]) -> str:
@@ -46,7 +46,7 @@ def pairs_table(result: dict[str, Any]) -> str:
         f"method {config['method']}; {training.arch}, {training.describe()}. Stored: "
         f"{result['bill']}.{_fall(result['outer_loss'])} Teacher: "
         f"{config['squeeze']['arch']}, {config['squeeze']['objective']['name']}. The whole run "
-        f"took {took} on {hardware}, {environment['cpu_threads']} threads, torch "
+        f"took {took} on {hardware}, {counted(environment['cpu_threads'], 'thread')}, torch "
         f"{environment['versions']['torch']}, commit {result['commit']}."
     )
     return f"{table(['learnt from', 'images seen', *shown], lines)}\n\n{note}\n"
