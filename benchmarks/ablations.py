@@ -27,7 +27,7 @@ from ablation_table import ablation_table  # noqa: E402
 from plain_errors import in_a_sentence  # noqa: E402
 from provenance import measured_on, refuse_other_result, without_paths  # noqa: E402
 from record import commit  # noqa: E402
-from study import Arm, Study, differences, read_study, top1_of  # noqa: E402
+from ablation_study import Arm, Study, differences, read_study, top1_of  # noqa: E402
 
 from scdd.checkpoint import load_weights  # noqa: E402
 from scdd.config.load import load_config, read_run_config  # noqa: E402
