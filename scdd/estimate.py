@@ -3,6 +3,8 @@
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -43,6 +45,13 @@ class Cost:
     batch: int
     disk: float = 0.0
     bf16: bool = False
+
+
+class Work(NamedTuple):
+    """What a step computes, whatever on."""
+
+    flops: float
+    batches: float
 
 
 def estimate(cfg: RunConfig, device: torch.device) -> str:
@@ -96,6 +105,22 @@ def estimate(cfg: RunConfig, device: torch.device) -> str:
             "Times are rough: each network was timed for a second at the step's batch size.",
         ]
     )
+
+
+def work_of(cfg: RunConfig, images: int, classes: int) -> dict[str, Work]:
+    """What the steps of `cfg` compute on so many training images; steps of moments are left out.
+
+    Backbones are taken to be trained here, none to come from a file.
+    """
+    found: dict[str, Work] = {}
+    size, device = cfg.dataset.image_size, torch.device("cpu")
+    for cost in _costs(cfg, {}, classes, images, images, device):
+        before = found.get(cost.step, Work(0.0, 0.0))
+        flops = _forward_flops(cost.arch, cost.num_classes, cost.stem, size)
+        flops *= PASSES[cost.passes]
+        batches = cost.images / max(1, cost.batch)
+        found[cost.step] = Work(before.flops + flops * cost.images, before.batches + batches)
+    return found
 
 
 def _how_many(cfg: RunConfig) -> str:
@@ -325,15 +350,22 @@ def _measure(cost: Cost, image_size: int, device: torch.device) -> tuple[float, 
     """FLOPs an image, and images a second, of one network in one kind of pass."""
     net = create_model(cost.arch, cost.num_classes, image_size, cost.stem).to(device)
     net.train(cost.passes == "training").requires_grad_(cost.passes == "training")
-    counter = FlopCounterMode(display=False)
-    with counter, torch.no_grad():
-        net.eval()(torch.zeros(1, 3, image_size, image_size, device=device))
-    net.train(cost.passes == "training")
     batch = min(cost.batch, 64)
     x = torch.randn(batch, 3, image_size, image_size, device=device)
     x.requires_grad_(cost.passes == "input gradient")
     rate = batch * _repetitions_a_second(lambda: _pass(net, x, cost), device)
-    return counter.get_total_flops() * PASSES[cost.passes], rate
+    flops = _forward_flops(cost.arch, cost.num_classes, cost.stem, image_size)
+    return flops * PASSES[cost.passes], rate
+
+
+@cache
+def _forward_flops(arch: str, classes: int, stem: Stem | None, image_size: int) -> float:
+    """Of one image."""
+    net = create_model(arch, classes, image_size, stem).eval()
+    counter = FlopCounterMode(display=False)
+    with counter, torch.no_grad():
+        net(torch.zeros(1, 3, image_size, image_size))
+    return float(counter.get_total_flops())
 
 
 def _pass(net: nn.Module, x: torch.Tensor, cost: Cost) -> None:
