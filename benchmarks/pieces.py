@@ -39,7 +39,7 @@ UNITS = {"kB": 1e3, "MB": 1e6, "GB": 1e9, "": 1.0}
 LEAST_PIECE = 10_000
 BYTES_A_SECOND = 50e6
 """Assumed of writing pieces, to end in time."""
-CHEAP = ("*.tmp", "*.lock", "*.link", "log.txt", "gallery.png", "*losses.png")
+CHEAP = ("*.tmp", "study.lock", "*.link", "log.txt", "gallery.png", "*losses.png")
 """Made again whenever they are needed."""
 SHARED = ("squeeze", "probe", "recover", "select", "condense")
 """How the names of steps begin that take long and that other runs may have in common."""

@@ -41,7 +41,7 @@ from study_estimate import Guess, estimate_table, foresee, work_of_jobs  # noqa:
 from study_folder import StudyFolder  # noqa: E402
 from study_jobs import Study, attempt  # noqa: E402
 from study_plan import Job, Plan, jobs_of, read_plan  # noqa: E402
-from study_table import progress_table  # noqa: E402
+from study_progress import progress_table  # noqa: E402
 
 from scdd.deadline import Deadline  # noqa: E402
 from scdd.device import resolve_device  # noqa: E402
@@ -72,8 +72,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         os.environ["SCDD_COMMIT"] = options.commit  # For the scripts too.
     folder, pieces = StudyFolder(options.out), options.pieces
     if pieces is not None:
-        fill_from(pieces, folder.path, plan.title)
-    with folder.held(plan.title) as turn:
+        fill_from(pieces, folder.path, plan.identity)
+    with folder.held(plan.identity) as turn:
         if options.retry:
             folder.forget_failures()
         for job in jobs:
@@ -91,7 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(progress_table(study, jobs, foresee(jobs, work, rates, guess)))
         if pieces is not None:
             over, most = over_and_done(folder, jobs), options.piece
-            print(write_pieces(folder.path, pieces, plan.title, turn, most, options.bf16, over))
+            print(write_pieces(folder.path, pieces, plan.identity, turn, most, options.bf16, over))
     _end(study, jobs, options.minutes, missing)
 
 
@@ -175,12 +175,19 @@ def over_and_done(folder: StudyFolder, jobs: Sequence[Job]) -> set[str]:
 
 
 def write_result(study: Study, plan: Plan, jobs: Sequence[Job], path: Path | None) -> None:
-    """Write what is finished as one result file, if one is asked for."""
+    """Write what is finished, if that is asked for: runs as one result file, others beside it."""
     if path is None:
         return
     records = [record for job in jobs if (record := study.folder.finished(job)) is not None]
     failures = {job.name: study.folder.failure(job) for job in jobs}
-    rows = [{key: row[key] for key in row if key != "environment"} for row in records]
+    for record in records:
+        if "result" in record:  # With a schema, and so a table, of its own.
+            write_json(path.with_name(f"{path.stem}_{record['row']}.json"), record["result"])
+    rows = [
+        {key: row[key] for key in row if key not in ("environment", "asked")}
+        for row in records
+        if "result" not in row
+    ]
     write_json(
         path,
         {

@@ -2,6 +2,7 @@
 
 import gc
 import json
+import sys
 import traceback
 from collections.abc import Mapping
 from dataclasses import replace
@@ -11,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from provenance import measured_on, without_paths
 from rates import Rates
-from record import commit
+from record import commit, record_app
 from shared_steps import facts_of, share_steps, teacher_of
 from study_estimate import command_key, wanted_steps
 from study_folder import StudyFolder
@@ -155,6 +156,9 @@ def _in_parts(study: Study, marker: Path) -> float:
 
 
 def _free(device: torch.device) -> None:
+    """Leave nothing to the next row: memory, or compiled networks, of which there is a limit."""
+    if "torch._dynamo" in sys.modules:
+        torch.compiler.reset()
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
@@ -194,7 +198,8 @@ def _attempt_command(study: Study, job: Job, tight: bool) -> Outcome:
         study.rates.command_took(key, seconds)
     finally:
         study.rates.write()
-    found = json.loads(result.read_text(encoding="utf-8"))
+    is_app = isinstance(row, AppRow)
+    found = record_app(result) if is_app else json.loads(result.read_text(encoding="utf-8"))
     study.folder.finish(
         job,
         {

@@ -4,8 +4,10 @@ A row is a run of `scdd distill` (it names a preset), an app on the file of an e
 the app), or one of the scripts here (it names the script). See benchmarks/plans.
 """
 
+import io
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self
 
@@ -18,7 +20,7 @@ from pydantic import (
     ValidationError,
     model_validator,
 )
-from study_scripts import SCRIPTS, ScriptName
+from study_scripts import ROOT, SCRIPTS, ScriptName
 
 from scdd.config.load import load_config, read_yaml
 from scdd.config.run import RunConfig
@@ -101,10 +103,17 @@ class Plan(Section):
     """A study."""
 
     title: str
-    """Also tells studies apart: a folder and its pieces belong to one."""
+    study: str = ""
+    """What a folder and its pieces belong to; plans of one study share them. Not given: the title.
+    """
     data: dict[str, Images] = Field(default_factory=dict)
     """Names that rows give to image folders."""
     rows: tuple[AnyRow, ...] = Field(min_length=1)
+
+    @property
+    def identity(self) -> str:
+        """Tells studies apart."""
+        return self.study or self.title
 
     @model_validator(mode="after")
     def _rows_can_be_told_apart_and_found(self) -> Self:
@@ -183,7 +192,10 @@ def _jobs(path: Path, row: AnyRow, folders: Mapping[str, Path]) -> Iterator[Job]
                 folder = folders.get(row.data, Path(row.data)).expanduser().absolute()
                 root = json.dumps(str(folder))
                 changes = ["dataset.name=image_folder", f"dataset.root={root}", *changes]
-            cfg = load_config(row.preset, changes)
+            # Of the repository too, wherever it is started from.
+            source = ROOT / row.preset
+            with redirect_stdout(io.StringIO()):  # Sections that a method has no use for.
+                cfg = load_config(str(source) if source.is_file() else row.preset, changes)
             if seed == 0:
                 plan(cfg, row.until)
                 _check_scores(row, cfg)
