@@ -139,7 +139,8 @@ class Plan(Section):
             wanted = isinstance(row, ScriptRow) and SCRIPTS[row.script].of_run
             if isinstance(row, ScriptRow) and bool(wanted) != (row.of is not None):
                 raise ValueError(
-                    f"row {row.name}: of: {row.script} {'wants' if wanted else 'takes no'} run"
+                    f"row {row.name}: of: {row.script} {'wants a' if wanted else 'takes no'} run "
+                    "directory"
                 )
         return self
 
