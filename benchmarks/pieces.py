@@ -108,7 +108,8 @@ def write_pieces(
         over: as in `needed`.
 
     Raises:
-        RunError: if the disk is full; the pieces of before are then still there.
+        UserError: if there are pieces of another study.
+        DiskFull: if there is no room; the pieces of before are then still there.
     """
     pieces.mkdir(parents=True, exist_ok=True)
     before = _read_manifest(pieces, title) if (pieces / MANIFEST).exists() else EMPTY
@@ -151,7 +152,7 @@ def fill_from(pieces: Path, folder: Path, title: str) -> None:
 
     Raises:
         UserError: naming the piece that is missing, damaged or of another study.
-        RunError: if the disk is full; the folder is then as it was.
+        DiskFull: if there is no room; the folder is then as it was.
     """
     if not (pieces / MANIFEST).exists():
         left = sorted(pieces.glob("[0-9]*.piece"))

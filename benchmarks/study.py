@@ -162,7 +162,8 @@ def work_through(study: Study, plan: Plan, jobs: Sequence[Job], result: Path | N
         seconds, job = least
         raise ConfigError(
             f"--minutes: too few for a single checkpoint; {job.name} wants {seconds / 60:.2g} "
-            "minutes to its next one, besides what starting takes; give more"
+            "minutes to its next one, besides what starting takes; give more, or delete "
+            f"{study.rates.path} if it was out of the ordinary"
         )
     return short
 

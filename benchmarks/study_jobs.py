@@ -58,6 +58,7 @@ def attempt(study: Study, job: Job, tight: bool) -> Outcome:
 
     Raises:
         DiskFull: as it ends the whole study; what is finished is kept.
+        RunError: if the device is of no more use to this process.
     """
     try:
         if job.cfg is None:
@@ -70,6 +71,11 @@ def attempt(study: Study, job: Job, tight: bool) -> Outcome:
     except Exception as error:  # Whatever is wrong with one row, the others can be made.
         traceback.print_exc()
         study.folder.fail(job, f"{type(error).__name__}: {error}")
+        if "CUDA error" in str(error):
+            raise RunError(
+                f"{job.name}: {study.device} fails ({str(error).splitlines()[0]}), and this process "
+                "cannot use it any more; run the same command again, which goes on with the others"
+            ) from error
     say(f"{job.name}: failed: {study.folder.failure(job)}")
     return Outcome("failed", progressed=True)
 

@@ -332,7 +332,7 @@ APP = {
     "arguments": ["--arch", "resnet8", "--epochs", "4"],
     "needs_minutes": 0.1,
 }
-VIEWS = ["--images", "64", "--batch", "32", "--size", "8", "--rounds", "1", "--workers", "0"]
+VIEWS = ["--images", "64", "--batch", "32", "--size", "8", "--rounds", "1", "--workers", "1"]
 SCRIPT = {"name": "s", "script": "augment_throughput", "arguments": VIEWS, "needs_minutes": 0.1}
 
 
@@ -341,7 +341,7 @@ def test_real_processes_killed_and_stopped_at_random_end_with_the_same(whole: Pa
     plan, out, draw = written(tmp_path / "p", *ROWS), tmp_path / "out", random.Random(11)
     codes = []
     for turn in range(40):
-        seconds = draw.uniform(4, 9) * 1.15**turn
+        seconds = draw.uniform(6, 14) * 1.3**turn
         if turn % 2:
             process = started(plan, out)
             time.sleep(seconds)
@@ -357,12 +357,18 @@ def test_real_processes_killed_and_stopped_at_random_end_with_the_same(whole: Pa
     assert_same_study(out, whole)
 
 
+def turn_of(out: Path) -> int:
+    """How often a study was gone on with."""
+    path = out / "study.json"
+    return json.loads(path.read_text())["turn"] if path.exists() else 0
+
+
 @pytest.mark.slow
 def test_apps_and_scripts_are_rows_and_a_signal_ends_the_study_with_its_code(tmp_path: Path):
     plan, out = written(tmp_path / "p", RUN, APP, SCRIPT), tmp_path / "out"
-    for number, code in ((signal.SIGTERM, 143), (signal.SIGINT, 130)):
+    for turn, (number, code) in enumerate(((signal.SIGTERM, 143), (signal.SIGINT, 130)), start=1):
         process = started(plan, out)
-        while not list(out.glob("runs/*/run.lock")):
+        while turn_of(out) < turn:
             assert process.poll() is None
             time.sleep(0.05)
         process.send_signal(number)
