@@ -25,7 +25,7 @@ class Rates:
     """
 
     def __init__(self, path: Path, device: str, content: dict[str, Any]) -> None:
-        self.path, self._content = path, content
+        self.path, self.device, self._content = path, device, content
         own = content["devices"].setdefault(device, {})
         self._paces: dict[str, dict[str, float]] = own.setdefault("paces", {})
         self._speeds: dict[str, dict[str, float]] = own.setdefault("speeds", {})
@@ -34,8 +34,8 @@ class Rates:
         """Seconds of each job by step."""
 
     @classmethod
-    def read(cls, path: Path, device: str) -> Self:
-        """Read the file, or begin one.
+    def read(cls, path: Path, device: str, or_only: bool = False) -> Self:
+        """Read the file, or begin one; `or_only`: that of another device, if it is the only one.
 
         Raises:
             ConfigError: if it is something else.
@@ -46,6 +46,8 @@ class Rates:
                 content = json.loads(path.read_text(encoding="utf-8"))
                 if content["schema"] != SCHEMA:
                     raise ValueError(f"schema {content['schema']}")
+                if or_only and len(content["devices"]) == 1:
+                    (device,) = content["devices"]
                 return cls(path, device, content)
             except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
                 raise ConfigError(

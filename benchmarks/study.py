@@ -62,7 +62,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     guess = Guess(options.tflops, options.step_ms)
     if options.estimate:
         path = (options.out or Path()) / "rates.json"
-        rates = Rates.read(path, name)
+        rates = Rates.read(path, name, or_only=True)
+        print(f"{plan.title}, on {rates.device}\n")
         foreseen = foresee(jobs, work_of_jobs(jobs, plan.data, folders), rates, guess)
         print(estimate_table(jobs, foreseen, guess))
         return

@@ -73,8 +73,9 @@ def attempt(study: Study, job: Job, tight: bool) -> Outcome:
         study.folder.fail(job, f"{type(error).__name__}: {error}")
         if "CUDA error" in str(error):
             raise RunError(
-                f"{job.name}: {study.device} fails ({str(error).splitlines()[0]}), and this process "
-                "cannot use it any more; run the same command again, which goes on with the others"
+                f"{job.name}: {study.device} fails ({str(error).splitlines()[0]}), so that this "
+                "process can do no more with it; run the same command again, which goes on with "
+                "the others"
             ) from error
     say(f"{job.name}: failed: {study.folder.failure(job)}")
     return Outcome("failed", progressed=True)
