@@ -223,9 +223,10 @@ def _check_scores(row: RunRow, cfg: RunConfig) -> None:
 
 def known_scores(cfg: RunConfig) -> list[str]:
     """What a row of this configuration can show."""
-    if cfg.condense_pairs is not None:
+    if any(step.name == "pretrain" for step in steps_of(cfg)):
         names = ["distilled", "random real", "random real, class labels", "no pre-training"]
-        return names + (["distilled, targets stored"] if cfg.condense_pairs.approximation else [])
+        stored = cfg.condense_pairs is not None and cfg.condense_pairs.approximation
+        return names + (["distilled, targets stored"] if stored else [])
     arms = ["distilled"]
     arms += ["distilled, real start"] if cfg.recover_real is not None else []
     arms += ["random real"] if cfg.has_baseline else []
