@@ -238,10 +238,13 @@ def score_of(facts: Mapping[str, Any], score: str) -> float:
     """A score of a finished run, in per cent."""
     if score == TEACHER:
         return float(facts["teacher_top1"])
-    pairs = [
-        row["top1"] for row in facts["students"] if "labels" not in row and row["arm"] == score
-    ]
-    return sum(pairs) / len(pairs) if pairs else top1_of(facts["students"], score)
+    pairs = [row for row in facts["students"] if "labels" not in row and row["arm"] == score]
+    if not pairs:
+        return top1_of(facts["students"], score)
+    # The linear probe on the images that were distilled comes first.
+    first = [pairs[0].get(key) for key in ("task", "by")]
+    own = [row["top1"] for row in pairs if [row.get(key) for key in ("task", "by")] == first]
+    return sum(own) / len(own)
 
 
 def _row(path: Path, number: int, settings: Any) -> AnyRow:

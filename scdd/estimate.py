@@ -66,7 +66,8 @@ def estimate(cfg: RunConfig, device: torch.device) -> str:
     other = load_dataset(cfg.squeeze_dataset) if cfg.squeeze_dataset else dataset
     taken = _taken(cfg, dataset, other)
     tasks = [dataset, *(load_dataset(section) for section in cfg.transfer.values())]
-    costs = _costs(cfg, taken, classes, len(other.train), train, tasks, device)
+    sizes = [(len(task.train), len(task.val)) for task in tasks]
+    costs = _costs(cfg, taken, classes, len(other.train), train, sizes, device)
     rows = []
     total_seconds = total_disk = total_flops = 0.0
     for step in steps_of(cfg):
@@ -110,11 +111,13 @@ def estimate(cfg: RunConfig, device: torch.device) -> str:
 def work_of(cfg: RunConfig, images: int, classes: int) -> dict[str, Work]:
     """What the steps of `cfg` compute on so many training images; steps of moments are left out.
 
-    Backbones are taken to be trained here, none to come from a file.
+    Backbones are taken to be trained here, none to come from a file, and all tasks to be as large
+    as the images.
     """
     found: dict[str, Work] = {}
     size, device = cfg.dataset.image_size, torch.device("cpu")
-    for cost in _costs(cfg, {}, classes, images, images, device):
+    tasks = [(images, 0)] * len(cfg.tasks)
+    for cost in _costs(cfg, {}, classes, images, images, tasks, device):
         before = found.get(cost.step, Work(0.0, 0.0))
         flops = _forward_flops(cost.arch, cost.num_classes, cost.stem, size)
         flops *= PASSES[cost.passes]
@@ -160,12 +163,12 @@ def _costs(
     classes: int,
     squeezed: int,
     train: int,
-    tasks: Sequence[Dataset],
+    tasks: Sequence[tuple[int, int]],
     device: torch.device,
 ) -> list[Cost]:
     """`taken` are the backbones of files, `squeezed` and `train` are numbers of images.
 
-    `tasks` are what pre-trained networks are tried on.
+    `tasks` are numbers of training and validation images that pre-trained networks are tried on.
     """
     whole = cfg.dataset.image_size
     stems = {key: _stem(section, taken.get(key)) for key, section in cfg.squeezes.items()}
@@ -264,7 +267,7 @@ def _students(cfg: RunConfig, classes: int, rows: int, device: torch.device) -> 
 
 
 def _pairs(
-    cfg: RunConfig, stem: Stem | None, plan: PairPlan, tasks: Sequence[Dataset]
+    cfg: RunConfig, stem: Stem | None, plan: PairPlan, tasks: Sequence[tuple[int, int]]
 ) -> Iterator[Cost]:
     """Real images pass teacher and model; pairs pass the model, and train it; then it is tried."""
     section, after, sizes = cfg.condense_pairs, cfg.pretrain, plan.sizes
@@ -290,10 +293,10 @@ def _pairs(
         images = after.seeds * after.epochs * learnt
         yield Cost("pretrain", after.arch, None, 0, images, "training", after.batch)
         networks = after.seeds * (5 if twice else 4)
-        probed = networks * sum(len(task.train) + len(task.val) for task in tasks)
+        probed = networks * sum(train + val for train, val in tasks)
         yield Cost("pretrain", after.arch, None, 0, probed, "forward", 500)
         if after.finetune is not None:
-            seen = sum(min(after.finetune.batch, len(task.train)) for task in tasks)
+            seen = sum(min(after.finetune.batch, train) for train, _ in tasks)
             images = networks * after.finetune.iterations * seen
             yield Cost("pretrain", after.arch, None, 0, images, "training", after.finetune.batch)
 
