@@ -142,7 +142,7 @@ def image_folders(given: Sequence[str], plan: Plan) -> dict[str, Path]:
 
 
 def work_through(study: Study, plan: Plan, jobs: Sequence[Job], result: Path | None) -> list[Job]:
-    """Attempt every job in turn; return what keeps some of them from beginning: time.
+    """Attempt every job in turn; return those for which the time was too short.
 
     Raises:
         ConfigError: if the time is too short to begin anything.
