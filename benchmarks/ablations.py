@@ -11,8 +11,6 @@ named at the end, after the others. `--set` comes before the settings of the arm
 
 import argparse
 import json
-import os
-import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,21 +21,19 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
+from ablation_study import Arm, Study, differences, read_study, top1_of  # noqa: E402
 from ablation_table import ablation_table  # noqa: E402
 from plain_errors import in_a_sentence  # noqa: E402
 from provenance import measured_on, refuse_other_result, without_paths  # noqa: E402
-from record import commit  # noqa: E402
-from study import Arm, Study, differences, read_study, top1_of  # noqa: E402
+from shared_steps import facts_of, share_steps  # noqa: E402
 
-from scdd.checkpoint import load_weights  # noqa: E402
 from scdd.config.load import load_config, read_run_config  # noqa: E402
 from scdd.config.run import RunConfig  # noqa: E402
 from scdd.device import resolve_device  # noqa: E402
 from scdd.errors import ConfigError, RunError  # noqa: E402
-from scdd.files import link_or_copy, write_json  # noqa: E402
-from scdd.pipeline import Step, distill, plan, settings_of, steps_of  # noqa: E402
+from scdd.files import write_json  # noqa: E402
+from scdd.pipeline import distill, plan  # noqa: E402
 from scdd.progress import say  # noqa: E402
-from scdd.run import RunDirectory  # noqa: E402
 
 SCHEMA = "scdd ablation 1"
 
@@ -154,77 +150,10 @@ def finished_row(
     else:
         share_steps(cfg, run)
         distill(cfg, run, device)
-        students = json.loads((run / "results.json").read_text())
-        teacher = run / "teacher.safetensors"
-        steps, found = RunDirectory(run), {}
-        for step in steps_of(cfg):
-            done = steps.done(step.name)
-            assert done is not None
-            found[step.name] = done["seconds"]
-        row = {
-            "commit": commit(),
-            "arm": arm.name,
-            "seed": seed,
-            "teacher_top1": load_weights(teacher)[1]["val_top1"] if teacher.exists() else None,
-            "val_images": students["val_images"],
-            "students": students["rows"],
-            "seconds": found,
-        }
+        row = {"arm": arm.name, "seed": seed, **facts_of(cfg, run)}
         write_json(record, row)
     scores = [top1_of(row["students"], score) for score in arm.scores or study.scores]
     return row | {"scores": scores}
-
-
-def share_steps(cfg: RunConfig, run: Path) -> None:
-    """Take over steps that another run beside this one has made with the same settings.
-
-    As links to the same files, which no run changes once they are there. `distill` then finds them
-    done, and checks settings and inputs as of its own.
-    """
-    others = [folder for folder in sorted(run.parent.glob("*")) if folder != run]
-    taken: dict[str, Path] = {}
-    for step in steps_of(cfg):
-        if step.name == "report" or (run / step.name).exists():
-            continue
-        for folder in others:
-            if not (folder / step.name / "done.json").exists():
-                continue
-            if _same_settings(step, cfg, folder) and _same_inputs(step, run, folder):
-                link_folder(folder / step.name, run / step.name)
-                taken[step.name] = folder
-                break
-    for name, folder in taken.items():
-        say(f"  {name}: that of {folder.name}")
-
-
-def _same_settings(step: Step, cfg: RunConfig, other: Path) -> bool:
-    made = json.loads((other / step.name / "settings.json").read_text())
-    return made["settings"] == json.loads(json.dumps(settings_of(cfg, step)))
-
-
-def _same_inputs(step: Step, run: Path, other: Path) -> bool:
-    """Whether all steps that this one reads are the same files in both runs."""
-    markers = [(run / name / "done.json", other / name / "done.json") for name in step.inputs]
-    return all(
-        ours.exists() and json.loads(ours.read_text())["outputs"] == _outputs(theirs)
-        for ours, theirs in markers
-    )
-
-
-def _outputs(marker: Path) -> Any:
-    return json.loads(marker.read_text())["outputs"] if marker.exists() else None
-
-
-def link_folder(made: Path, shown: Path) -> None:
-    """Make a finished step appear in another run; its marker comes last, as in the step itself."""
-    aside = shown.with_name(f".{shown.name}.taken")
-    shutil.rmtree(aside, ignore_errors=True)
-    for path in sorted(made.rglob("*")):
-        target = aside / path.relative_to(made)
-        if path.is_file():
-            target.parent.mkdir(parents=True, exist_ok=True)
-            link_or_copy(path, target)
-    os.rename(aside, shown)
 
 
 if __name__ == "__main__":

@@ -1,16 +1,26 @@
 """How the scripts here fail: in one sentence, without a traceback, where the user can mend it."""
 
+import signal
 import sys
 from collections.abc import Callable
+from types import FrameType
 
-from scdd.errors import RunError, UserError
+from scdd.errors import OutOfTime, RunError, UserError
+
+STOPPED = "stopped: what is finished is kept; run the same command again"
+
+
+class Terminated(BaseException):
+    """SIGTERM."""
 
 
 def in_a_sentence(main: Callable[[], None]) -> None:
-    """Run a script with the exit codes of `scdd`: 2 for a UserError, 1 for a RunError, 130 stopped.
+    """Run a script with the exit codes of `scdd`.
 
-    For scripts that keep what is finished.
+    2 for a UserError, 1 for a RunError, 3 when the time that was given is over, 130 and 143 after
+    Ctrl-C and SIGTERM. For scripts that keep what is finished.
     """
+    signal.signal(signal.SIGTERM, _terminate)
     try:
         main()
     except UserError as error:
@@ -19,6 +29,16 @@ def in_a_sentence(main: Callable[[], None]) -> None:
     except RunError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
+    except OutOfTime as stop:
+        print(f"stopped: {stop}", file=sys.stderr)
+        sys.exit(3)
     except KeyboardInterrupt:
-        print("stopped: what is finished is kept; run the same command again", file=sys.stderr)
+        print(STOPPED, file=sys.stderr)
         sys.exit(130)
+    except Terminated:
+        print(STOPPED, file=sys.stderr)
+        sys.exit(143)
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    raise Terminated

@@ -10,6 +10,7 @@ the last part is kept.
 """
 
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -137,7 +138,9 @@ def without_folder(word: str) -> str:
 
 
 def commit() -> str:
-    """The commit of the checkout, with a mark if it has changes."""
+    """The commit of the checkout, with a mark if it has changes; of a copy, SCDD_COMMIT says it."""
+    if told := os.environ.get("SCDD_COMMIT"):
+        return told
     head = _git(ROOT, "rev-parse", "--short", "HEAD")
     return head + (
         "+changes" if _git(ROOT, "status", "--porcelain", "scdd", "apps", "configs") else ""

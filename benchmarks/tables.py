@@ -22,6 +22,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "apps"), str(ROOT / "benchmarks")]
 from ablation_table import ablation_table  # noqa: E402
 from cost_tables import hours_table, scaling_table  # noqa: E402
 from pairs_table import pairs_table  # noqa: E402
+from study_table import study_table  # noqa: E402
 from tables_of_apps import crossarch_table, prune_table, quantize_table  # noqa: E402
 
 from scdd.config.posttrain import PosttrainConfig  # noqa: E402
@@ -377,6 +378,7 @@ TABLES = {
     "scdd gpu hours 1": hours_table,
     "scdd clusters 1": clusters_table,
     "scdd scaling 1": scaling_table,
+    "scdd study 1": study_table,
 }
 
 

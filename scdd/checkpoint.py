@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from scdd.deadline import Deadline
 from scdd.errors import CheckpointError
 from scdd.files import replacing
 
@@ -111,10 +112,13 @@ DAMAGED = (
 
 
 class Checkpoint:
-    """The state of a loop, saved every `minutes`, so that a kill loses no more than that."""
+    """The state of a loop, saved every `minutes`, so that a kill loses no more than that.
 
-    def __init__(self, path: Path | None, minutes: float) -> None:
-        self.path, self.seconds = path, 60 * minutes
+    With a deadline it is saved once more before the time is over, and the loop left.
+    """
+
+    def __init__(self, path: Path | None, minutes: float, deadline: Deadline | None = None) -> None:
+        self.path, self.seconds, self.deadline = path, 60 * minutes, deadline
         self._saved = time.monotonic()
 
     def load(self) -> dict[str, Any] | None:
@@ -130,18 +134,29 @@ class Checkpoint:
 
     @property
     def due(self) -> bool:
-        """Whether it is time to save."""
-        return self.path is not None and time.monotonic() - self._saved >= self.seconds
+        """Whether it is time to save; to be asked wherever the loop can be gone on with."""
+        if self.path is None:
+            return False
+        if self.deadline is not None and self.deadline.near():
+            return True
+        return time.monotonic() - self._saved >= self.seconds
 
     def save(self, state: dict[str, Any]) -> None:
-        """Replace the saved state."""
+        """Replace the saved state.
+
+        Raises:
+            OutOfTime: after that, if the time that was given is over.
+        """
         assert self.path is not None
+        started = time.monotonic()
         # As bytes first: on a full disk torch raises an error of its own, Python an OSError.
         data = io.BytesIO()
         torch.save(state, data)
         with replacing(self.path) as temporary:
             temporary.write_bytes(data.getbuffer())
         self._saved = time.monotonic()
+        if self.deadline is not None:
+            self.deadline.saved(self._saved - started)
 
     def remove(self) -> None:
         """Forget the state: the loop is finished and its result is safe."""

@@ -13,7 +13,8 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from scdd.errors import ConfigError, RunError, UserError
+from scdd.deadline import Deadline
+from scdd.errors import ConfigError, OutOfTime, RunError, UserError
 
 app = typer.Typer(
     help="Distil a labelled image dataset into a small synthetic one.",
@@ -59,12 +60,24 @@ def distill(
         Optional[str],  # noqa: UP045
         typer.Option("--redo", help="Move this step and all after it aside and run them again."),
     ] = None,
+    minutes: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option(
+            "--minutes",
+            help="Save and stop (exit code 3) before so many minutes are over; the same command "
+            "goes on.",
+        ),
+    ] = None,
     dry_run: Annotated[
         bool,
         typer.Option("--dry-run", help="Show steps, FLOPs, sizes and a rough time; run nothing."),
     ] = False,
 ) -> None:
     """Distil a dataset: squeeze, probe, recover, relabel, posttrain; resumes where it stopped."""
+    if minutes is not None and not minutes > 0:
+        raise ConfigError(f"--minutes {minutes:g}: wants more than 0")
+    # Here, so that the imports count.
+    deadline = None if minutes is None else Deadline(60 * minutes)
     from scdd.config.load import find_config, load_config
 
     changes = list(overrides or [])
@@ -89,7 +102,7 @@ def distill(
     from scdd.progress import say
 
     say(f"{target}: {cfg.method}, recipe {cfg.recipe}, dataset {cfg.dataset.name}, {where}")
-    pipeline.distill(cfg, target, where, until, redo)
+    pipeline.distill(cfg, target, where, until, redo, deadline)
 
 
 @app.command()
@@ -253,7 +266,7 @@ KEPT = "stopped: what is finished is kept, and the same command goes on from the
 STOPPED = {"distill": f"{KEPT} (without --redo)", "crossarch": KEPT, "prune": KEPT}
 """By command, where it keeps what is finished."""
 STOPPED_SHORT = "stopped: the command begins anew next time; files it writes are whole or not there"
-INTERRUPTED, TERMINATED = 130, 143
+OUT_OF_TIME, INTERRUPTED, TERMINATED = 3, 130, 143
 
 
 class Terminated(BaseException):
@@ -268,7 +281,8 @@ def main() -> None:
 def run(application: Callable[..., Any]) -> None:
     """Run a typer application with the suite's exit codes (also used by scdd-apps).
 
-    0; 2 for a UserError; 1 for a RunError or a bug; 130 and 143 after Ctrl-C and SIGTERM.
+    0; 2 for a UserError; 1 for a RunError or a bug; 3 when the time that was given is over; 130 and
+    143 after Ctrl-C and SIGTERM.
     """
     # Idle OpenMP threads would spin and starve small tensors; read when torch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -290,6 +304,8 @@ def _sentences() -> Iterator[None]:
         _fail(f"error: {error}", 2)
     except RunError as error:
         _fail(f"error: {error}", 1)
+    except OutOfTime as stop:
+        _fail(f"stopped: {stop} (without --redo)", OUT_OF_TIME)
     except (KeyboardInterrupt, typer.Abort):
         _fail(_stopped(), INTERRUPTED)
     except Terminated:

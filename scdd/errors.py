@@ -1,4 +1,4 @@
-"""What can go wrong, by who can mend it: the user's input (UserError) or the run (RunError)."""
+"""What ends a command early: the user's input (UserError), the run (RunError), or its time."""
 
 
 class UserError(Exception):
@@ -23,3 +23,11 @@ class CheckpointError(UserError):
 
 class RunError(Exception):
     """The run cannot go on (divergence, disk or memory full); what is finished stays usable."""
+
+
+class DiskFull(RunError):
+    """There is no room left to write."""
+
+
+class OutOfTime(Exception):
+    """The time that was given is over; what is done is safe, and the same command goes on."""

@@ -3,6 +3,8 @@
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -45,6 +47,13 @@ class Cost:
     bf16: bool = False
 
 
+class Work(NamedTuple):
+    """What a step computes, whatever on."""
+
+    flops: float
+    batches: float
+
+
 def estimate(cfg: RunConfig, device: torch.device) -> str:
     """Return a table of the steps of `cfg`; the time comes from a short run of each network.
 
@@ -57,7 +66,8 @@ def estimate(cfg: RunConfig, device: torch.device) -> str:
     other = load_dataset(cfg.squeeze_dataset) if cfg.squeeze_dataset else dataset
     taken = _taken(cfg, dataset, other)
     tasks = [dataset, *(load_dataset(section) for section in cfg.transfer.values())]
-    costs = _costs(cfg, taken, classes, len(other.train), train, tasks, device)
+    sizes = [(len(task.train), len(task.val)) for task in tasks]
+    costs = _costs(cfg, taken, classes, len(other.train), train, sizes, device)
     rows = []
     total_seconds = total_disk = total_flops = 0.0
     for step in steps_of(cfg):
@@ -98,6 +108,24 @@ def estimate(cfg: RunConfig, device: torch.device) -> str:
     )
 
 
+def work_of(cfg: RunConfig, images: int, classes: int) -> dict[str, Work]:
+    """What the steps of `cfg` compute on so many training images; steps of moments are left out.
+
+    Backbones are taken to be trained here, none to come from a file, and all tasks to be as large
+    as the images.
+    """
+    found: dict[str, Work] = {}
+    size, device = cfg.dataset.image_size, torch.device("cpu")
+    tasks = [(images, 0)] * len(cfg.tasks)
+    for cost in _costs(cfg, {}, classes, images, images, tasks, device):
+        before = found.get(cost.step, Work(0.0, 0.0))
+        flops = _forward_flops(cost.arch, cost.num_classes, cost.stem, size)
+        flops *= PASSES[cost.passes]
+        batches = cost.images / max(1, cost.batch)
+        found[cost.step] = Work(before.flops + flops * cost.images, before.batches + batches)
+    return found
+
+
 def _how_many(cfg: RunConfig) -> str:
     pairs = cfg.condense_pairs
     return f"ipc {cfg.ipc}" if pairs is None else f"a budget of {pairs.budget_n} images"
@@ -135,12 +163,12 @@ def _costs(
     classes: int,
     squeezed: int,
     train: int,
-    tasks: Sequence[Dataset],
+    tasks: Sequence[tuple[int, int]],
     device: torch.device,
 ) -> list[Cost]:
     """`taken` are the backbones of files, `squeezed` and `train` are numbers of images.
 
-    `tasks` are what pre-trained networks are tried on.
+    `tasks` are numbers of training and validation images that pre-trained networks are tried on.
     """
     whole = cfg.dataset.image_size
     stems = {key: _stem(section, taken.get(key)) for key, section in cfg.squeezes.items()}
@@ -239,7 +267,7 @@ def _students(cfg: RunConfig, classes: int, rows: int, device: torch.device) -> 
 
 
 def _pairs(
-    cfg: RunConfig, stem: Stem | None, plan: PairPlan, tasks: Sequence[Dataset]
+    cfg: RunConfig, stem: Stem | None, plan: PairPlan, tasks: Sequence[tuple[int, int]]
 ) -> Iterator[Cost]:
     """Real images pass teacher and model; pairs pass the model, and train it; then it is tried."""
     section, after, sizes = cfg.condense_pairs, cfg.pretrain, plan.sizes
@@ -265,10 +293,10 @@ def _pairs(
         images = after.seeds * after.epochs * learnt
         yield Cost("pretrain", after.arch, None, 0, images, "training", after.batch)
         networks = after.seeds * (5 if twice else 4)
-        probed = networks * sum(len(task.train) + len(task.val) for task in tasks)
+        probed = networks * sum(train + val for train, val in tasks)
         yield Cost("pretrain", after.arch, None, 0, probed, "forward", 500)
         if after.finetune is not None:
-            seen = sum(min(after.finetune.batch, len(task.train)) for task in tasks)
+            seen = sum(min(after.finetune.batch, train) for train, _ in tasks)
             images = networks * after.finetune.iterations * seen
             yield Cost("pretrain", after.arch, None, 0, images, "training", after.finetune.batch)
 
@@ -325,15 +353,22 @@ def _measure(cost: Cost, image_size: int, device: torch.device) -> tuple[float, 
     """FLOPs an image, and images a second, of one network in one kind of pass."""
     net = create_model(cost.arch, cost.num_classes, image_size, cost.stem).to(device)
     net.train(cost.passes == "training").requires_grad_(cost.passes == "training")
-    counter = FlopCounterMode(display=False)
-    with counter, torch.no_grad():
-        net.eval()(torch.zeros(1, 3, image_size, image_size, device=device))
-    net.train(cost.passes == "training")
     batch = min(cost.batch, 64)
     x = torch.randn(batch, 3, image_size, image_size, device=device)
     x.requires_grad_(cost.passes == "input gradient")
     rate = batch * _repetitions_a_second(lambda: _pass(net, x, cost), device)
-    return counter.get_total_flops() * PASSES[cost.passes], rate
+    flops = _forward_flops(cost.arch, cost.num_classes, cost.stem, image_size)
+    return flops * PASSES[cost.passes], rate
+
+
+@cache
+def _forward_flops(arch: str, classes: int, stem: Stem | None, image_size: int) -> float:
+    """Of one image."""
+    net = create_model(arch, classes, image_size, stem).eval()
+    counter = FlopCounterMode(display=False)
+    with counter, torch.no_grad():
+        net(torch.zeros(1, 3, image_size, image_size))
+    return float(counter.get_total_flops())
 
 
 def _pass(net: nn.Module, x: torch.Tensor, cost: Cost) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from scdd.errors import RunError, UserError
+from scdd.errors import DiskFull, UserError
 from scdd.tables import size
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -21,7 +21,7 @@ def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success it is synced and takes the place of `path`.
 
     Raises:
-        RunError: if the disk is full; `path` is then untouched.
+        DiskFull: if the disk is full; `path` is then untouched.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -47,7 +47,7 @@ def new_folder(path: Path) -> Iterator[Path]:
 
     Raises:
         UserError: if something is at `path`, other than an empty folder, or nothing can be made.
-        RunError: if the disk is full; there is then nothing at `path`.
+        DiskFull: if the disk is full; there is then nothing at `path`.
     """
     path = path.resolve()  # An empty folder may be given as `.`, or by a link.
     # Not named by the process: what a killed one left may have the same number in a container.
@@ -77,7 +77,7 @@ def scratch(path: Path, size: int) -> Iterator[Path]:
     """Yield a temporary file of `size` bytes beside `path`, all of them there, for use as memory.
 
     Raises:
-        RunError: if the disk has no room for it.
+        DiskFull: if the disk has no room for it.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -117,11 +117,11 @@ def refuse_without_room(folder: Path, wanted: int, remedy: str) -> None:
     """Refuse to begin what the disk has no room for; `remedy` would make it smaller.
 
     Raises:
-        RunError: if fewer bytes than wanted are free.
+        DiskFull: if fewer bytes than wanted are free.
     """
     free = shutil.disk_usage(folder).free
     if free < wanted:
-        raise RunError(
+        raise DiskFull(
             f"{folder}: wants {size(wanted)} of disk, but {size(free)} are free; free some and run "
             f"the same command again, or {remedy}"
         )
@@ -131,10 +131,10 @@ def refuse_if_full(path: Path, error: OSError) -> None:
     """Turn the error of a full disk into a sentence.
 
     Raises:
-        RunError: if it is that.
+        DiskFull: if it is that.
     """
     if error.errno in FULL:
-        raise RunError(
+        raise DiskFull(
             f"{path}: no space left to write it; free some and run the same command again"
         ) from error
 

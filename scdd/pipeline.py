@@ -1,5 +1,6 @@
 """Methods as lists of steps; `distill` runs those that are not done yet."""
 
+import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
@@ -16,8 +17,9 @@ from scdd.config.methods import IMAGES_OF, OWN_SECTIONS
 from scdd.config.recover import RecoverConfig
 from scdd.config.run import RunConfig
 from scdd.config.stem import Stem
+from scdd.deadline import Deadline
 from scdd.distributed import joined
-from scdd.errors import ConfigError, RunError
+from scdd.errors import ConfigError, OutOfTime, RunError
 from scdd.files import replacing, sha256_of, write_json
 from scdd.models import create_model
 from scdd.progress import duration, say
@@ -273,21 +275,30 @@ def distill(
     device: torch.device | str = "cpu",
     until: str | None = None,
     redo: str | None = None,
+    deadline: Deadline | None = None,
 ) -> Path:
     """Run the steps of `cfg` that are not done in `out`; return `out`.
 
     Raises:
         UserError: if the configuration, the data or the run directory cannot be used.
         RunError: if a step cannot go on; what is finished stays.
+        OutOfTime: before the deadline, if there is one; the same call goes on from there.
     """
+    deadline = deadline or Deadline(math.inf)
     steps = steps_of(cfg)
     wanted, again = plan(cfg, until, redo)
     run = RunDirectory(out)
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
     with joined() as world, run.locked() if world.leads else nullcontext():
+        if world.size > 1 and deadline.left < math.inf:
+            raise ConfigError(
+                "--minutes: is for one process, as ranks would have to stop at the same step; "
+                "leave it out, and end torchrun when the time is over: checkpoint_minutes are lost "
+                "at most"
+            )
         device = world.device(torch.device(device))
-        context = Context(cfg, run, device, tuple(step.name for step in steps), world)
+        context = Context(cfg, run, device, tuple(step.name for step in steps), world, deadline)
         if world.leads:
             for step in steps:
                 if step not in again:
@@ -298,8 +309,15 @@ def distill(
                 _set_aside(run, again)
             _remove(run.path.glob(TORN))
             _remember(run, cfg, str(device), measures=_measures(run, wanted))
-        for step in wanted:
-            _run_step(context, step)
+        try:
+            for step in wanted:
+                _run_step(context, step)
+        except OutOfTime as error:
+            done = [step.name for step in wanted if run.done(step.name) is not None]
+            raise OutOfTime(
+                f"{out}: {error}; done: {', '.join(done) or 'no step yet'}; the same command goes "
+                "on from there"
+            ) from error
         if wanted == steps and world.leads:
             print_report(run.path)
     return out
@@ -323,6 +341,7 @@ def _run_step(context: Context, step: Step) -> None:
         note = f"; {gone} are gone, so it was not compared with them" if gone else ""
         say(f"{step.name}: done before ({duration(done['seconds'])}){note}")
     elif world.leads:
+        context.deadline.begin(step.name)
         inputs = _inputs(context, step)
         run.check_inputs(step.name, inputs)
         say(f"{step.name}: running")
@@ -341,6 +360,7 @@ def _run_step(context: Context, step: Step) -> None:
             f"{step.name}: out of memory on {context.device} ({error}); "
             f"{_in_less(context.cfg, step)}, then run the same command again"
         ) from error
+    context.deadline.end()
     if not world.leads:
         return
     seconds = time.monotonic() - started

@@ -50,7 +50,16 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "synced_batchnorm",
         "training",
     ),
-    "ground": ("config", "device", "errors", "files", "progress", "seeding", "tables"),
+    "ground": (
+        "config",
+        "deadline",
+        "device",
+        "errors",
+        "files",
+        "progress",
+        "seeding",
+        "tables",
+    ),
 }
 ORDER = list(LAYERS)
 

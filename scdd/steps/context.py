@@ -14,6 +14,7 @@ from torch import nn
 from scdd.checkpoint import Checkpoint, fill, load_weights
 from scdd.config.run import RunConfig
 from scdd.datasets import Dataset, check_dataset, load_dataset
+from scdd.deadline import Deadline
 from scdd.distilled import Header, codec_of
 from scdd.distributed import World
 from scdd.errors import ConfigError, DataError
@@ -49,6 +50,7 @@ class Context:
     device: torch.device
     step_names: tuple[str, ...]
     world: World = field(default_factory=World)
+    deadline: Deadline = field(default_factory=lambda: Deadline(math.inf))
 
     @cached_property
     def dataset(self) -> Dataset:
@@ -73,9 +75,14 @@ class Context:
         return tuple(found)
 
     def checkpoint(self, step: str, shard: str = "") -> Checkpoint:
-        """The rolling checkpoint of a step, or of one shard of it."""
+        """The rolling checkpoint of a step, or of one shard of it, which begins now.
+
+        Raises:
+            OutOfTime: if there is no time for another shard.
+        """
+        self.deadline.between()
         path = self.run.folder(step) / f"{shard or step}.checkpoint"
-        return Checkpoint(path, self.cfg.checkpoint_minutes)
+        return Checkpoint(path, self.cfg.checkpoint_minutes, self.deadline)
 
     def shared_checkpoint(self, step: str, shard: str = "") -> Checkpoint:
         """As `checkpoint`, for what all ranks do together: one saves, all load."""

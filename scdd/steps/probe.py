@@ -78,6 +78,7 @@ def _make_teacher(
     with Bar(step, len(mine)) as bar:
         for shard in mine:
             if not (path(shard).exists() or target.exists()):
+                context.deadline.between()
                 features = shard_features(cfg, backbone, train, shard, seed, context.device)
                 save_weights(path(shard), {"features": features}, {})
             bar.advance()

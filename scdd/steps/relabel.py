@@ -144,6 +144,7 @@ def _make(
         )
         with Bar(step, sum(len(planned[shard]) for shard in mine)) as bar, closing(made):
             for shard in mine:
+                context.deadline.between()
                 blocks = []
                 for block in islice(made, len(planned[shard])):
                     blocks.append(block)

@@ -50,6 +50,7 @@ def run_select(context: Context, step: str) -> tuple[str, ...]:
     choose = _choice(context)
     with Bar(step, len(mine)) as bar:
         for number in mine:
+            context.deadline.between()
             rows = pools[number]
             save_weights(paths[number], {"rows": rows[choose(number, rows, count)]}, {})
             bar.advance()

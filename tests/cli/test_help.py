@@ -46,7 +46,16 @@ def test_help_and_presets_answer_without_torch(arguments: list[str], tmp_path: P
 
 def test_the_options_of_the_contract_are_there(scdd_command: Command):
     shown = scdd_command("distill", "--help").stdout
-    for option in ("--data", "--out", "--set", "--device", "--until", "--redo", "--dry-run"):
+    for option in (
+        "--data",
+        "--out",
+        "--set",
+        "--device",
+        "--until",
+        "--redo",
+        "--dry-run",
+        "--minutes",
+    ):
         assert option in shown
     assert "--verify" in scdd_command("inspect", "--help").stdout
     assert "--arch" in scdd_command("evaluate", "--help").stdout

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from scipy.stats import ttest_rel
 
 from benchmarks import ablations
-from benchmarks.study import Study, differences, paired, read_study, top1_of
+from benchmarks.ablation_study import Study, differences, paired, read_study, top1_of
 from benchmarks.tables import build_table
 from scdd.config.run import RunConfig
 from scdd.datasets import load_dataset
