@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from scdd.config.posttrain import PosttrainConfig
@@ -37,7 +38,9 @@ def macs(model: nn.Module, image_size: int) -> int:
     """Multiply-accumulates of convolutions and matrix products for one image [1, 3, S, S]."""
     device = next(model.parameters()).device
     counter = FlopCounterMode(display=False)
-    with evaluating(model), torch.no_grad(), counter:
+    # Not all releases of torch count the fused attention of CPUs; plain products all do.
+    plain = sdpa_kernel(SDPBackend.MATH)
+    with evaluating(model), torch.no_grad(), plain, counter:
         model(torch.zeros(1, 3, image_size, image_size, device=device))
     return counter.get_total_flops() // 2
 

@@ -9,6 +9,9 @@ from scdd.config.section import Probability, Section
 
 Spread = Annotated[float, Field(gt=0, le=1)]
 
+LEAST_SIZE = 8
+"""Pixels of the side of an image, with fewer of which no network works."""
+
 
 class DatasetConfig(Section):
     """Where the real images come from and at which size they are used."""
@@ -17,7 +20,7 @@ class DatasetConfig(Section):
     """`digits` is embedded; `image_folder` wants `root` with train/ and val/ class folders."""
     root: str | None = None
     """Folder of the data; not used by `digits`."""
-    image_size: Annotated[int, Field(ge=8, le=1024)] = 16
+    image_size: Annotated[int, Field(ge=LEAST_SIZE, le=1024)] = 16
     """Side in pixels: short side resized to it with antialiasing, then centre-cropped."""
     download: bool = False
     """Let torchvision download cifar10 or cifar100 into `root`."""

@@ -12,6 +12,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from scdd.config.condense_pairs import PretrainConfig
+from scdd.config.dataset import LEAST_SIZE
 from scdd.config.methods import change_method
 from scdd.config.posttrain import PosttrainConfig
 from scdd.config.relabel import RelabelConfig
@@ -112,8 +113,13 @@ def pretrain_config(
     """Settings of pre-training for a file: those of its run, or the defaults, with changes.
 
     Raises:
-        ConfigError: as `load_config` does.
+        ConfigError: as `load_config` does, and about images that are too small for any network.
     """
+    if image_size < LEAST_SIZE:
+        raise ConfigError(
+            f"its images have {image_size} px, but networks want {LEAST_SIZE} or more; give a file "
+            "of larger ones"
+        )
     # Its other tasks are no part of how a network is trained.
     own = base.model_dump(exclude={"transfer"}) if base else {}
     settings = {"method": "boost", "dataset": {"image_size": image_size}, "pretrain": own}

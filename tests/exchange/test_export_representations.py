@@ -123,8 +123,9 @@ def test_class_label_commands_refuse_representations_in_one_sentence(
     said = "d.h5: holds representations as targets, no class labels; "
     for labels in ("soft", "hard"):
         refused(warm_command("evaluate", "d.h5", "--arch", "resnet8", "--labels", labels), said)
-    for command in (["crossarch", "d.h5"], ["prune", "d.h5", "--arch", "vgg11"]):
-        refused(apps_command(*command), said)
+    refused(apps_command("prune", "d.h5", "--arch", "vgg11"), said)
+    # crossarch takes such files, but not of so few pixels.
+    refused(apps_command("crossarch", "d.h5"), "images have 6 px, but networks want 8 or more")
     refused(warm_command("inspect", "d.h5", "--teacher", "x"), "holds no soft labels; leave")
 
 
