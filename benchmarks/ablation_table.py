@@ -33,26 +33,34 @@ def ablation_table(result: Mapping[str, Any]) -> str:
     columns = [name for score in scores for name in (score, "difference")]
     headers = ["arm", *columns, "teacher", "time", *(["against"] if several else [])]
     config, environment = result["config"], result["environment"]
-    students = config["posttrain"]["seeds"]
+    trained, paid = _each(config)
     missing = f" Not finished: {', '.join(result['failed'])}." if result["failed"] else ""
     own_scores = [
         f"{arm['title'] or arm['name']}: {'; '.join(arm['scores'])}"
         for arm in asked["arms"]
         if arm["scores"]
     ]
-    others = f" Students of other images and labels: {', '.join(own_scores)}." if own_scores else ""
+    others = f" Scores of other images and labels: {', '.join(own_scores)}." if own_scores else ""
     val = rows[0]["val_images"] if rows else 0
     hardware = environment.get("gpu") or environment["processor"]
     control = "the arm it is against" if several else asked["arms"][0]["title"] or first
     note = (
         f"{asked['title']} ({asked['paper']}). Top-1 % on {val} real validation images, last "
-        f"epoch, mean +- sd of {result['n']} whole runs, {counted(students, 'student')} each; "
+        f"epoch, mean +- sd of {result['n']} whole runs, {trained} each; "
         f"difference to {control}, seed by seed, with its standard error, and a sign where it is "
-        f"more than two of them.{others} Preset {asked['preset']}, ipc {config['ipc']}; time: of "
+        f"more than two of them.{others} Preset {asked['preset']}, {paid}; time: of "
         f"all steps of a run.{missing} {hardware}, {environment['cpu_threads']} threads, torch "
         f"{environment['versions']['torch']}, commit {result['commit']}."
     )
     return f"{table([*headers, *(['paper'] if with_paper else [])], lines)}\n\n{note}\n"
+
+
+def _each(config: Mapping[str, Any]) -> tuple[str, str]:
+    """What is trained in a run to score it, and the room that its images take."""
+    if config.get("condense_pairs") and config.get("pretrain"):
+        networks = counted(config["pretrain"]["seeds"], "network")
+        return networks, f"N = {config['condense_pairs']['budget_n']}"
+    return counted(config["posttrain"]["seeds"], "student"), f"ipc {config['ipc']}"
 
 
 def difference(of: Mapping[str, Any]) -> str:
