@@ -14,16 +14,6 @@ from scdd.config.load import read_yaml
 from scdd.config.section import Section
 from scdd.errors import ConfigError
 
-Score = Literal[
-    "distilled, soft",
-    "distilled, hard",
-    "distilled, real start, soft",
-    "distilled, real start, hard",
-    "random real, soft",
-    "random real, hard",
-]
-"""Images and labels that students were trained on, as results.json names them."""
-
 
 class Arm(Section):
     """One set of settings."""
@@ -34,8 +24,8 @@ class Arm(Section):
     """In the table; not given: the name."""
     set: tuple[str, ...] = ()
     """`key=value`, after those that all arms have."""
-    scores: tuple[Score, ...] = ()
-    """Whose accuracy is this arm's; not given: that of the study."""
+    scores: tuple[str, ...] = ()
+    """Whose accuracy is this arm's (`scores.py`); not given: that of the study."""
     against: str | None = None
     """The arm that this one is compared with; not given: the first."""
     paper: str = ""
@@ -56,7 +46,7 @@ class Study(Section):
     """Changes of the preset in all arms."""
     seeds: PositiveInt = 3
     """Runs of every arm."""
-    scores: tuple[Score, ...] = ("distilled, soft",)
+    scores: tuple[str, ...] = ("distilled, soft",)
     arms: tuple[Arm, ...] = Field(min_length=2)
 
     @model_validator(mode="after")
@@ -101,20 +91,6 @@ def read_study(path: Path) -> Study:
                 f"unknown key; known: {', '.join((Arm if '.' in key else Study).model_fields)}"
             )
         raise ConfigError(f"{path}: {key + ': ' if key else ''}{message}") from None
-
-
-def top1_of(students: Sequence[Mapping[str, Any]], score: str) -> float:
-    """Mean top-1 of the students of a run that were trained on these images and labels.
-
-    Raises:
-        ConfigError: if there are none.
-    """
-    images, _, labels = score.rpartition(", ")
-    found = [row["top1"] for row in students if (row["arm"], row["labels"]) == (images, labels)]
-    if not found:
-        there = dict.fromkeys(f"{row['arm']}, {row['labels']}" for row in students)
-        raise ConfigError(f"no student was trained on '{score}'; there are: {'; '.join(there)}")
-    return fmean(found)
 
 
 def paired(differences: Sequence[float]) -> dict[str, Any]:

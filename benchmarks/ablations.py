@@ -21,10 +21,11 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
-from ablation_study import Arm, Study, differences, read_study, top1_of  # noqa: E402
+from ablation_study import Arm, Study, differences, read_study  # noqa: E402
 from ablation_table import ablation_table  # noqa: E402
 from plain_errors import in_a_sentence  # noqa: E402
 from provenance import measured_on, refuse_other_result, without_paths  # noqa: E402
+from scores import check_score, top1_of  # noqa: E402
 from shared_steps import facts_of, share_steps  # noqa: E402
 
 from scdd.config.load import load_config, read_run_config  # noqa: E402
@@ -127,17 +128,16 @@ def arm_config(
 
 
 def check_scores(study: Study, arm: Arm, cfg: RunConfig) -> None:
-    """Refuse a score that no student of the arm will have.
+    """Refuse a score that no network of the arm will have.
 
     Raises:
         ConfigError: naming it.
     """
     for score in arm.scores or study.scores:
-        images, _, labels = score.rpartition(", ")
-        if labels not in cfg.posttrain.labels:
-            raise ConfigError(f"arm {arm.name}: score '{score}' wants posttrain.labels to have it")
-        if images == "distilled, real start" and cfg.recover_real is None:
-            raise ConfigError(f"arm {arm.name}: score '{score}' wants a section recover_real")
+        try:
+            check_score(score, cfg)
+        except ConfigError as error:
+            raise ConfigError(f"arm {arm.name}: {error}") from error
 
 
 def finished_row(

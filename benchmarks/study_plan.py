@@ -11,7 +11,6 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self
 
-from ablation_study import top1_of
 from pydantic import (
     Field,
     NonNegativeFloat,
@@ -20,6 +19,7 @@ from pydantic import (
     ValidationError,
     model_validator,
 )
+from scores import check_score, top1_of
 from study_scripts import ROOT, SCRIPTS, ScriptName
 
 from scdd.config.load import load_config, read_yaml
@@ -216,35 +216,14 @@ def _check_scores(row: RunRow, cfg: RunConfig) -> None:
             raise ConfigError(
                 f"scores: '{score}' wants students, but the row ends after {row.until}"
             )
-        known = known_scores(cfg)
-        if score not in known:
-            raise ConfigError(f"scores: nobody has '{score}'; known: {'; '.join(known)}")
-
-
-def known_scores(cfg: RunConfig) -> list[str]:
-    """What a row of this configuration can show."""
-    if any(step.name == "pretrain" for step in steps_of(cfg)):
-        names = ["distilled", "random real", "random real, class labels", "no pre-training"]
-        stored = cfg.condense_pairs is not None and cfg.condense_pairs.approximation
-        return names + (["distilled, targets stored"] if stored else [])
-    arms = ["distilled"]
-    arms += ["distilled, real start"] if cfg.recover_real is not None else []
-    arms += ["random real"] if cfg.has_baseline else []
-    students = [f"{arm}, {labels}" for arm in arms for labels in cfg.posttrain.labels]
-    return [TEACHER, *students]
+        check_score(score, cfg)
 
 
 def score_of(facts: Mapping[str, Any], score: str) -> float:
     """A score of a finished run, in per cent."""
     if score == TEACHER:
         return float(facts["teacher_top1"])
-    pairs = [row for row in facts["students"] if "labels" not in row and row["arm"] == score]
-    if not pairs:
-        return top1_of(facts["students"], score)
-    # The linear probe on the images that were distilled comes first.
-    first = [pairs[0].get(key) for key in ("task", "by")]
-    own = [row["top1"] for row in pairs if [row.get(key) for key in ("task", "by")] == first]
-    return sum(own) / len(own)
+    return top1_of(facts["students"], score)
 
 
 def _row(path: Path, number: int, settings: Any) -> AnyRow:

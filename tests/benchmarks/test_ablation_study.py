@@ -15,8 +15,10 @@ from hypothesis import strategies as st
 from scipy.stats import ttest_rel
 
 from benchmarks import ablations
-from benchmarks.ablation_study import Study, differences, paired, read_study, top1_of
+from benchmarks.ablation_study import Study, differences, paired, read_study
+from benchmarks.scores import scores_of, top1_of
 from benchmarks.tables import build_table
+from scdd.config.load import read_run_config
 from scdd.config.run import RunConfig
 from scdd.datasets import load_dataset
 from scdd.errors import ConfigError, RunError
@@ -130,8 +132,29 @@ def test_a_score_is_the_mean_of_the_students_of_these_images_and_labels(
     rows = tiny_run.scores(finished_run.path)
     truth = [r["top1"] for r in rows if r["arm"] == "distilled, real start"]
     assert top1_of(rows, "distilled, real start, soft") in truth
-    with pytest.raises(ConfigError, match="no student was trained on 'random real, soft'"):
+    with pytest.raises(
+        ConfigError,
+        match="no network has the score 'random real, soft'; there are: distilled, hard",
+    ):
         top1_of([row for row in rows if row["arm"] == "distilled"], "random real, soft")
+
+
+@pytest.mark.parametrize("finetune", [None, {"iterations": 3, "flip": 0.0}])
+def test_a_score_of_pre_trained_networks_is_their_mean_on_the_images_that_were_distilled(
+    finetune: dict | None, pair_run: Path
+):
+    cfg = read_run_config(pair_run)
+    tuned = cfg.pretrain.model_copy(update={"finetune": finetune})
+    names = scores_of(cfg.model_copy(update={"pretrain": tuned}))
+    rows = json.loads((pair_run / "results.json").read_text())["rows"]
+    ways = ["linear probe", *(["fine-tuning"] if finetune else [])]
+    arms = dict.fromkeys(row["arm"] for row in rows)
+    assert names == [f"{arm}, {way}" for arm in arms for way in ways]
+    own = [row["top1"] for row in rows if row["arm"] == "random real, class labels"]
+    others = [row | {"task": "birds", "top1": 0.0} for row in rows]
+    assert len(own) == 2
+    found = top1_of([*rows, *others], "random real, class labels, linear probe")
+    assert found == pytest.approx(sum(own) / 2)
 
 
 @pytest.mark.parametrize(
@@ -154,11 +177,14 @@ def test_a_score_is_the_mean_of_the_students_of_these_images_and_labels(
             {"arms": [{"name": "a"}, {"name": "b", "sett": []}]},
             "arms.1.sett: unknown key; known: name, title, set",
         ),
-        ({"scores": ["distilled, real start, soft"]}, "wants a section recover_real"),
+        (
+            {"scores": ["distilled, real start, soft"]},
+            "arm one: scores: no network has 'distilled, real start, soft'; known: distilled, soft",
+        ),
         ({"needs_data": True}, "wants real images; give --data DIR"),
         (
             {"arms": [{"name": "a"}, {"name": "b", "set": ["posttrain.labels=[hard]"]}]},
-            "arm b: score 'distilled, soft' wants posttrain.labels to have it",
+            "arm b: scores: no network has 'distilled, soft'; known: distilled, hard",
         ),
         (
             {"arms": [{"name": "a"}, {"name": "b", "set": ["squeeze.arch=resnet8x3"]}]},

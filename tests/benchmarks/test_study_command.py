@@ -266,7 +266,7 @@ def test_what_was_measured_takes_the_place_of_what_is_assumed_on_another_machine
         ([TEACHER | {"until": "probing"}], "row teacher: --until probing: no such step; steps:"),
         ([TEACHER | {"data": "cifar"}], "row teacher: data: is cifar, but the plan's data are"),
         ([TEACHER | {"data": "given"}], "row teacher: data: give --data given=DIR"),
-        ([RUN | {"scores": ["distilled"]}], "row run: scores: nobody has 'distilled'; known:"),
+        ([RUN | {"scores": ["distilled"]}], "row run: scores: no network has 'distilled'; known:"),
         ([RUN | {"until": "probe"}], "row run: scores: 'distilled, soft' wants students, but"),
         (
             [RUN, {"name": "a", "app": "prune", "of": "runs"}],
@@ -387,12 +387,9 @@ def test_apps_and_scripts_are_rows_and_a_signal_ends_the_study_with_its_code(tmp
         assert build_table(tmp_path / f"{name}.json")
 
 
-def test_a_score_of_pre_trained_networks_is_their_first_on_the_images_that_were_distilled():
+def test_a_row_shows_its_teacher_or_its_networks():
     score_of = sys.modules["study_plan"].score_of
-    rows = [
-        {"arm": "distilled", "seed": seed, "task": task, "by": by, "top1": top1}
-        for seed in (0, 1)
-        for task, by, top1 in (("a", "linear probe", 50.0 + seed), ("a", "x", 9.0), ("b", "x", 8.0))
-    ]
-    assert score_of({"students": rows}, "distilled") == 50.5
-    assert score_of({"students": [], "teacher_top1": 45.4}, "teacher") == 45.4
+    rows = [{"arm": "distilled", "labels": "soft", "top1": top1} for top1 in (50.0, 51.0)]
+    facts = {"students": rows, "teacher_top1": 45.4}
+    assert score_of(facts, "distilled, soft") == 50.5
+    assert score_of(facts, "teacher") == 45.4
