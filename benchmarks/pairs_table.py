@@ -52,13 +52,10 @@ def pairs_table(result: dict[str, Any]) -> str:
     return f"{table(['learnt from', 'images seen', *shown], lines)}\n\n{note}\n"
 
 
-def _fall(losses: dict[str, Any]) -> str:
+def _fall(losses: dict[str, float]) -> str:
     """How the outer loss fell, where pairs were learnt by one."""
     if not losses:
         return ""
     start, end = losses["start"], losses["end"]
-    share = 100 * (1 - end["outer_loss"] / start["outer_loss"])
-    return (
-        f" Outer loss {start['outer_loss']:.3g} over the first {start['step']} steps, "
-        f"{end['outer_loss']:.3g} at step {end['step']} ({share:.0f} % less)."
-    )
+    share = 100 * (1 - end / start)
+    return f" Outer loss of new models before {start:.3g}, after {end:.3g} ({share:.0f} % less)."

@@ -68,10 +68,8 @@ def _of_classes(run: Path, config: dict[str, Any], scores: dict[str, Any]) -> di
 
 def _of_pairs(run: Path, config: dict[str, Any], scores: dict[str, Any]) -> dict[str, Any]:
     """What a run has whose images have representations."""
-    losses = [line for line in _metrics(run, "condense_pairs") if "outer_loss" in line]
-    first = min((line["step"] for line in losses), default=0)
     # Of the last attempt; pairs that are not learnt have no such loss.
-    ends = [*[line for line in losses if line["step"] == first][-1:], *losses[-1:]]
+    judged = [line for line in _metrics(run, "condense_pairs") if "judged_end" in line][-1:]
     with DistilledFile(run / "distilled.h5") as file:
         assert file.header.budget_n is not None
         bill = describe_bill(file.bill, file.header.budget_n)
@@ -80,8 +78,7 @@ def _of_pairs(run: Path, config: dict[str, Any], scores: dict[str, Any]) -> dict
         "n": config["pretrain"]["seeds"],
         "tasks": scores["tasks"],
         "outer_loss": {
-            name: {key: line[key] for key in ("step", "outer_loss")}
-            for name, line in zip(("start", "end"), ends, strict=bool(ends))
+            name: line[f"judged_{name}"] for line in judged for name in ("start", "end")
         },
         "bill": bill,
     }

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from scdd.bilevel.approximation import fit_approximation
 from scdd.bilevel.bases import orthogonality_penalty
+from scdd.bilevel.judging import judged, judging_batch
 from scdd.bilevel.kernel_regression import full_precision, regression_loss
 from scdd.bilevel.model_pool import (
     OnlineModel,
@@ -66,6 +67,8 @@ class Condensed(NamedTuple):
     """int64 [m]: the real images that they started from."""
     explained: tuple[float, ...]
     """R^2 of the approximation of each turned view; empty without."""
+    losses: tuple[float, ...]
+    """Outer loss of new models, on the pairs as they started and as they ended."""
 
 
 def condense_pairs(
@@ -115,10 +118,11 @@ def condense_pairs(
         if state.step < cfg.steps and worth_a_table(cfg, len(train), target_dim):
             table = teacher_table(cfg, teacher, train, device)
         ages = [first_age(cfg.pool, model.index, seed) for model in state.pool]
-        done = state.step + (sum(ages) if state.step else sum(m.age for m in state.pool))
-        with Bar("condense_pairs", cfg.steps + sum(ages), done) as bar:
-            if state.step == 0:
+        with Bar("condense_pairs", cfg.steps + 2 * sum(ages), _done(cfg, state, ages)) as bar:
+            judges = judging_batch(cfg, teacher, train, seed, device)
+            if not state.judged:
                 _age_models(cfg, passes, state, ages, checkpoint, bar)
+                state.judged = (judged(cfg, state.pool, state.pairs, judges, passes),)
             for batch in real_batches(cfg, train, teacher, table, seed, device, state.step):
                 _step(cfg, passes, state, batch, seed)
                 bar.advance(note=f"step {state.step}/{cfg.steps}")
@@ -127,8 +131,13 @@ def condense_pairs(
                 if checkpoint.due:
                     _check(state)
                     checkpoint.save(_saved(state))
+            if not state.ended:
+                state.pool = new_pool(cfg.pool, image_size, target_dim, seed, device)
+                state.ended = True
+            _age_models(cfg, passes, state, ages, checkpoint, bar)
+            losses = *state.judged, judged(cfg, state.pool, state.pairs, judges, passes)
     pairs, explained = _finished(cfg, state.pairs, seed)
-    return Condensed(pairs, sizes, start_rows(train, sizes.pairs, seed), explained)
+    return Condensed(pairs, sizes, start_rows(train, sizes.pairs, seed), explained, losses)
 
 
 def support_views(cfg: CondensePairsConfig, step: int) -> tuple[int, ...]:
@@ -152,6 +161,10 @@ class _State:
     """[2]: sum of the outer losses since the last report, and how many; on the device."""
     step: int = 0
     """Outer steps done."""
+    judged: tuple[float, ...] = ()
+    """What new models said before the first step, once they have."""
+    ended: bool = False
+    """After the last step, when the pool is one of new models again."""
 
 
 def _begin(cfg: CondensePairsConfig, pairs: Pairs, seed: int, device: torch.device) -> _State:
@@ -171,6 +184,14 @@ def _optimizer(cfg: CondensePairsConfig, pairs: Pairs) -> torch.optim.Optimizer:
     return torch.optim.AdamW(groups, lr=cfg.lr, weight_decay=0.0, fused=True)
 
 
+def _done(cfg: CondensePairsConfig, state: _State, ages: list[int]) -> int:
+    """Steps done, outer ones and those of ageing."""
+    if not state.judged or state.ended:
+        before = sum(ages) + cfg.steps if state.ended else 0
+        return before + sum(model.age for model in state.pool)
+    return sum(ages) + state.step
+
+
 def _age_models(
     cfg: CondensePairsConfig,
     passes: Passes,
@@ -179,7 +200,7 @@ def _age_models(
     checkpoint: Checkpoint,
     bar: Bar,
 ) -> None:
-    """Train the models on the pairs as they start, each to an age of its own."""
+    """Train new models on the pairs as they are, each to an age of its own."""
     with torch.no_grad():
         images, targets = shown(state.pairs)
     for model, age in zip(state.pool, ages, strict=True):
@@ -283,12 +304,14 @@ def _saved(state: _State) -> dict[str, Any]:
         "optimizer": state.optimizer.state_dict(),
         "pool": [model.state() for model in state.pool],
         "losses": state.losses,
+        "judged": state.judged,
+        "ended": state.ended,
     }
 
 
 def _restore(state: _State, saved: dict[str, Any]) -> None:
     """All but the pairs, which are there already."""
-    state.step = saved["step"]
+    state.step, state.judged, state.ended = saved["step"], saved["judged"], saved["ended"]
     state.optimizer.load_state_dict(saved["optimizer"])
     for model, kept in zip(state.pool, saved["pool"], strict=True):
         model.restore(kept)

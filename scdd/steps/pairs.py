@@ -50,6 +50,9 @@ def run_condense_pairs(context: Context, step: str) -> tuple[str, ...]:
         context.checkpoint(step),
         partial(context.run.log, step),
     )
+    start, end = made.losses
+    say(f"  outer loss of new models: {start:.3g} -> {end:.3g} ({1 - end / start:.0%} less)")
+    context.run.log(step, judged_start=start, judged_end=end)
     if made.explained:
         shares = ", ".join(f"{share:.2f}" for share in made.explained)
         say(f"  the networks explain of what turning does to targets (R^2): {shares}")

@@ -18,9 +18,13 @@ from tests.apps.test_apps_commands import cells
 def test_a_run_is_recorded_and_shown_with_every_number_that_it_had(pair_run: Path, tmp_path: Path):
     run = tmp_path / "secret" / "run"
     shutil.copytree(pair_run, run)
-    # Two attempts, the second of them killed after step 150 and taken up at step 120.
-    losses = [(50, 9.0), (100, 8.0), (50, 4.0), (100, 3.0), (150, 2.0), (150, 1.0)]
-    lines = [{"stage": "condense_pairs", "step": s, "outer_loss": loss} for s, loss in losses]
+    # The stage was run, and run again.
+    judged = [(9.0, 8.0), (4.0, 1.0)]
+    lines = [
+        {"stage": "condense_pairs", "judged_start": start, "judged_end": end}
+        for start, end in judged
+    ]
+    lines.append({"stage": "condense_pairs", "step": 50, "outer_loss": 7.0})
     lines.append({"stage": "condense_pairs", "explained": [0.5]})
     text = "".join(json.dumps(line) + "\n" for line in lines)
     (run / "metrics.jsonl").write_text(text)
@@ -48,7 +52,7 @@ def test_a_run_is_recorded_and_shown_with_every_number_that_it_had(pair_run: Pat
         half = [score / 2 for score in own]
         assert line[3] == f"{np.mean(half):.1f} +- {np.std(half, ddof=1):.1f}"
     assert "digits, linear probe" in shown and "birds, linear probe" in shown
-    assert "Outer loss 4 over the first 50 steps, 1 at step 150 (75 % less)" in shown
+    assert "Outer loss of new models before 4, after 1 (75 % less)" in shown
     assert "birds: 120 real training and 7 real validation images, 10 classes" in shown
     with DistilledFile(run / "distilled.h5") as file:
         assert f"{storage_floats(file.bill)} numbers" in shown

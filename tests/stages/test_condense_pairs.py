@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from scdd.bilevel.kernel_regression import regression_loss
+from scdd.bilevel.model_pool import first_age
 from scdd.bilevel.pairs import Pairs, learnt, pairs_from, parts_of, shown, starting_parts
 from scdd.bilevel.regressor import new_regressor, trunk_of
 from scdd.bilevel.sizes import plan_sizes
@@ -45,6 +46,7 @@ def assert_same(one: Condensed, other: Condensed) -> None:
     for name, tensor in ours.items():
         assert torch.equal(tensor, theirs[name]), name
     assert one.explained == other.explained
+    assert one.losses == other.losses
 
 
 def judged(pairs: Pairs) -> float:
@@ -67,6 +69,10 @@ def test_in_200_steps_the_outer_loss_falls_by_more_than_30_per_cent(lr: float, c
     before = run(settings(steps=1, lr=1e-12, outer_aug="none", **changes))
     after = run(settings(steps=200, lr=lr, outer_aug="none", **changes))
     assert judged(after.pairs) < 0.7 * judged(before.pairs)
+    start, end = after.losses
+    assert end < 0.7 * start
+    # The same models judge both times: where nothing is learnt they say the same.
+    assert before.losses == pytest.approx((start, start), rel=1e-3)
 
 
 @pytest.mark.parametrize("changes", [RAW, STORED])
@@ -290,8 +296,9 @@ def test_killed_after_any_step_it_goes_on_to_the_same_set_bit_for_bit(
             break
         assert_same(found, whole)
     # Once by the whole run, and by all that were killed before the last step.
-    assert logged == 1 and lines == [lines[0]] * (left - 1)
-    assert left > 7, "some steps of the models before the first outer one, and all five of these"
+    ages = sum(first_age(cfg.pool, index, 0) for index in range(cfg.pool.models))
+    assert left - 1 == 2 * ages + cfg.steps, "new models at the start and the end, and every step"
+    assert logged == 1 and lines == [lines[0]] * (left - 1 - ages)
 
 
 def test_a_rate_beyond_all_reason_ends_in_one_sentence():
