@@ -10,7 +10,7 @@ from scdd.config.run import RunConfig
 from scdd.deadline import Pace
 from scdd.errors import ConfigError
 from scdd.files import write_json
-from scdd.pipeline import steps_of
+from scdd.method_steps import steps_of
 
 SCHEMA = "scdd rates 1"
 

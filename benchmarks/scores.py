@@ -6,7 +6,7 @@ from typing import Any
 
 from scdd.config.run import RunConfig
 from scdd.errors import ConfigError
-from scdd.pipeline import steps_of
+from scdd.method_steps import steps_of
 from scdd.stages.finetune import TUNED
 from scdd.stages.pretrain import LINEAR, UNTRAINED
 from scdd.steps.pretrain import DISTILLED, LABELS, RANDOM, STORED

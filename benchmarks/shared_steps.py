@@ -11,9 +11,10 @@ from record import commit
 from scdd.checkpoint import load_weights
 from scdd.config.run import RunConfig
 from scdd.files import link_or_copy
-from scdd.pipeline import Step, settings_of, steps_of
+from scdd.method_steps import Step, steps_of
 from scdd.progress import say
 from scdd.run import RunDirectory
+from scdd.step_identity import settings_of
 
 
 def facts_of(cfg: RunConfig, run: Path) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from scdd.config.posttrain import PosttrainConfig
 from scdd.config.run import RunConfig
 from scdd.config.squeeze import SqueezeConfig
 from scdd.errors import ConfigError
-from scdd.pipeline import steps_of
+from scdd.method_steps import steps_of
 
 Units = dict[str, float]
 """Counts of work by what is counted; a step without any takes the same time at any size."""

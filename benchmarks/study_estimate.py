@@ -11,7 +11,8 @@ from study_plan import AppRow, Images, Job, ScriptRow
 from scdd.config.run import RunConfig
 from scdd.datasets import load_dataset
 from scdd.estimate import Work, work_of
-from scdd.pipeline import Step, settings_of, steps_of
+from scdd.method_steps import Step, steps_of
+from scdd.step_identity import settings_of
 from scdd.tables import table
 
 

@@ -26,7 +26,8 @@ from scdd.config.load import load_config, read_yaml
 from scdd.config.run import RunConfig
 from scdd.config.section import Section
 from scdd.errors import ConfigError
-from scdd.pipeline import plan, steps_of
+from scdd.method_steps import steps_of
+from scdd.pipeline import plan
 
 TEACHER = "teacher"
 """Score of a row that is of interest for its teacher."""

@@ -18,9 +18,9 @@ from scdd.device import uses_bf16
 from scdd.distilled import codec_of, label_sizes
 from scdd.distilled.bill import storage_floats
 from scdd.foreign import Loaded
+from scdd.method_steps import steps_of
 from scdd.models import create_model, has_choice_of_stem
 from scdd.models.stems import stem_of
-from scdd.pipeline import steps_of
 from scdd.progress import duration
 from scdd.stages.probe import shards_of
 from scdd.stages.squeeze import check_squeeze

@@ -19,8 +19,8 @@ PACKAGES = {"scdd": ROOT / "scdd", "scdd_apps": ROOT / "apps" / "scdd_apps"}
 LAYERS: dict[str, tuple[str, ...]] = {
     "commands": ("cli", "__init__", "__main__"),
     "answers": ("bn_comparison", "estimate", "evaluation", "exchange", "inspection"),
-    "pipeline": ("pipeline",),
-    "steps": ("report", "report_pairs", "steps"),
+    "pipeline": ("method_steps", "pipeline", "step_identity"),
+    "steps": ("network_checks", "report", "report_pairs", "steps"),
     "stages": ("stages",),
     "subjects": (
         "bilevel",

@@ -20,8 +20,9 @@ from scdd.datasets import load_dataset
 from scdd.distilled import DistilledDataset, RepresentationDataset
 from scdd.errors import FormatError
 from scdd.estimate import estimate
+from scdd.method_steps import steps_of
 from scdd.models import recreate
-from scdd.pipeline import distill, steps_of
+from scdd.pipeline import distill
 from scdd_apps.crossarch.comparison import compare
 from scdd_apps.crossarch.options import Options
 from scdd_apps.files import find_inputs

@@ -16,7 +16,7 @@ from scdd.config.methods import OWN_SECTIONS, concerns
 from scdd.coresets import herding
 from scdd.datasets import load_dataset
 from scdd.estimate import estimate
-from scdd.pipeline import METHODS
+from scdd.method_steps import METHODS
 from scdd.run import RunDirectory
 from scdd.steps import Context, run_select
 from tests import tiny_run

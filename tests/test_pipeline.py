@@ -15,7 +15,6 @@ from PIL import Image
 import scdd
 from scdd import pipeline
 from scdd.config.load import load_config
-from scdd.config.run import RunConfig
 from scdd.datasets import load_dataset
 from scdd.errors import ConfigError
 from scdd.run import RunDirectory
@@ -74,27 +73,6 @@ def made_by_steps(run: Path) -> dict[str, int]:
         for path in run.rglob("*")
         if path.is_file() and path.name not in ours
     }
-
-
-# The lists of steps
-
-
-def test_every_step_reads_steps_before_it_and_sections_that_exist():
-    assert [step.name for step in pipeline.SCDD if not step.name.endswith("_labellers")] == list(
-        tiny_run.STEPS
-    )
-    before: set[str] = set()
-    for step in pipeline.SCDD:
-        assert set(step.inputs) <= before
-        assert set(step.sections) <= RunConfig.model_fields.keys()
-        before.add(step.name)
-
-
-def test_without_a_real_start_its_two_steps_and_what_reads_them_go():
-    cfg = load_config("digits", ["recover_real=null"])
-    steps = {step.name: step for step in pipeline.steps_of(cfg)}
-    assert list(steps) == [name for name in tiny_run.STEPS if not name.endswith("_real")]
-    assert steps["posttrain"].inputs == ("relabel", "baseline")
 
 
 def test_the_library_offers_the_pipeline_by_the_name_of_the_command():

@@ -13,12 +13,14 @@ from scdd.config.load import load_config
 from scdd.config.run import RunConfig
 from scdd.datasets.pixel_statistics import with_statistics
 from scdd.distilled import RepresentationDataset
-from scdd.pipeline import distill, settings_of, steps_of
+from scdd.method_steps import steps_of
+from scdd.pipeline import distill
 from scdd.run import RunDirectory
 from scdd.seeding import generator
 from scdd.stages import pretrain as stage
 from scdd.stages.finetune import finetune
 from scdd.stages.pretrain import linear_probe, new_network, pretrain
+from scdd.step_identity import settings_of
 from scdd.steps import pretrain as step
 from scdd.steps.context import Context
 from scdd.training import evaluate
