@@ -4,6 +4,7 @@ import io
 import json
 import time
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -157,6 +158,24 @@ class Checkpoint:
         self._saved = time.monotonic()
         if self.deadline is not None:
             self.deadline.saved(self._saved - started)
+
+    def restore(self, parts: Mapping[str, Any], count: str = "step") -> int:
+        """Set `parts` back to what `save_parts` saved; return how many steps are done, or 0.
+
+        Args:
+            parts: what is trained (networks, an optimiser), by name.
+            count: what is counted, and so the name of the number in the file.
+        """
+        state = self.load()
+        if state is None:
+            return 0
+        for name, part in parts.items():
+            part.load_state_dict(state[name])
+        return int(state[count])
+
+    def save_parts(self, parts: Mapping[str, Any], done: int, count: str = "step") -> None:
+        """Replace the saved state by that of all `parts` after `done` steps; raises as `save`."""
+        self.save({count: done, **{name: part.state_dict() for name, part in parts.items()}})
 
     def remove(self) -> None:
         """Forget the state: the loop is finished and its result is safe."""

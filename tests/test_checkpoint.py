@@ -189,6 +189,47 @@ def test_a_checkpoint_brings_back_every_bit_of_a_training_state(tmp_path: Path):
     assert checkpoint.load() is None and os.listdir(tmp_path) == []
 
 
+def parts() -> dict[str, Any]:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Linear(3, 2)
+    return {"net": model, "optimizer": torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)}
+
+
+def train(parts: dict[str, Any], steps: int) -> list[list[float]]:
+    for _ in range(steps):
+        parts["optimizer"].zero_grad()
+        parts["net"](torch.ones(1, 3)).pow(2).sum().backward()
+        parts["optimizer"].step()
+    return parts["net"].weight.tolist()
+
+
+def test_parts_restored_from_a_checkpoint_go_on_as_if_never_stopped(tmp_path: Path):
+    whole = train(parts(), 5)
+    killed, again = parts(), parts()
+    train(killed, 3)
+    Checkpoint(tmp_path / "c.pt", 0).save_parts(killed, 3)
+    assert Checkpoint(tmp_path / "c.pt", 0).restore(again) == 3
+    assert train(again, 2) == whole
+
+
+def test_without_a_checkpoint_parts_stay_as_they_are(tmp_path: Path):
+    fresh = parts()
+    before = fresh["net"].weight.tolist()
+    for checkpoint in (Checkpoint(tmp_path / "c.pt", 0), NO_CHECKPOINT):
+        assert checkpoint.restore(fresh) == 0
+    assert fresh["net"].weight.tolist() == before
+
+
+def test_a_checkpoint_may_count_something_else_than_steps(tmp_path: Path):
+    trained = parts()
+    states = {name: part.state_dict() for name, part in trained.items()}
+    torch.save({"epoch": 2, **states}, tmp_path / "a")
+    assert Checkpoint(tmp_path / "a", 0).restore(parts(), "epoch") == 2
+    Checkpoint(tmp_path / "b", 0).save_parts(trained, 4, "epoch")
+    assert torch.load(tmp_path / "b", weights_only=True).keys() == {"epoch", "net", "optimizer"}
+
+
 def test_a_checkpoint_of_zero_minutes_is_always_due_and_of_hours_never(tmp_path: Path):
     assert Checkpoint(tmp_path / "c", 0).due
     assert not Checkpoint(tmp_path / "c", 600).due

@@ -7,7 +7,6 @@ a network as it was initialised this is training from scratch.
 import copy
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -59,12 +58,8 @@ def finetune(
     optimizer = torch.optim.SGD(
         net.parameters(), lr=cfg.lr, momentum=cfg.momentum, weight_decay=cfg.weight_decay
     )
-    parts: dict[str, Any] = {"net": net, "optimizer": optimizer}
-    done, state = 0, checkpoint.load()
-    if state is not None:
-        done = state["step"]
-        for name, part in parts.items():
-            part.load_state_dict(state[name])
+    parts = {"net": net, "optimizer": optimizer}
+    done = checkpoint.restore(parts)
     batch = min(cfg.batch, len(train))
     size = train.read(torch.tensor([0])).shape[-1]
     with fitting_threads(net, torch.empty(batch, 3, size, size, device=device), passes=3):
@@ -87,8 +82,7 @@ def finetune(
                 )
             advance(f"fine-tuning step {done}/{cfg.iterations}")
             if save:
-                kept = {name: part.state_dict() for name, part in parts.items()}
-                checkpoint.save({"step": done, **kept})
+                checkpoint.save_parts(parts, done)
     return net.eval()
 
 

@@ -3,7 +3,6 @@
 import copy
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -88,11 +87,11 @@ def train_student(
     if together:
         synced(student)
     optimizer = make_optimizer(student, cfg, decay_all=cfg.decay == "all")
-    parts: dict[str, Any] = {"student": student, "optimizer": optimizer}
+    parts = {"student": student, "optimizer": optimizer}
     average = copy.deepcopy(student) if cfg.ema else None
     if average is not None:
         parts["average"] = average
-    done = _restore(checkpoint.load(), parts)
+    done = checkpoint.restore(parts)
     each = steps_per_epoch(cfg, data)
     step = student_step(cfg, student, optimizer, labels, after_backward, together)
     example = torch.empty(cfg.micro_batch, 3, data.image_size, data.image_size, device=device)
@@ -113,7 +112,7 @@ def train_student(
                     follow(average, student, cfg.ema if done else 0.0)
                 done += 1
                 if checkpoint.due:
-                    checkpoint.save(_state(done, parts))
+                    checkpoint.save_parts(parts, done)
             if not torch.isfinite(loss):
                 raise RunError(
                     f"posttrain: the loss of {cfg.arch} is {loss.item()} in epoch {epoch + 1}; "
@@ -125,16 +124,3 @@ def train_student(
     if average is not None:
         student.load_state_dict(take_buffers(average, student).state_dict())
     return student
-
-
-def _state(done: int, parts: dict[str, Any]) -> dict[str, Any]:
-    return {"step": done, **{name: part.state_dict() for name, part in parts.items()}}
-
-
-def _restore(state: dict[str, Any] | None, parts: dict[str, Any]) -> int:
-    """Set what is trained back to a checkpoint, if there is one; return the steps done."""
-    if state is None:
-        return 0
-    for name, part in parts.items():
-        part.load_state_dict(state[name])
-    return int(state["step"])

@@ -5,7 +5,6 @@ real images on features that stay as they are.
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -73,12 +72,8 @@ def pretrain(
     optimizer = torch.optim.SGD(
         net.parameters(), lr=cfg.lr, momentum=cfg.momentum, weight_decay=cfg.weight_decay
     )
-    parts: dict[str, Any] = {"net": net, "optimizer": optimizer}
-    done, state = 0, checkpoint.load()
-    if state is not None:
-        done = state["epoch"]
-        for name, part in parts.items():
-            part.load_state_dict(state[name])
+    parts = {"net": net, "optimizer": optimizer}
+    done = checkpoint.restore(parts, "epoch")
     with fitting_threads(net, images[: cfg.batch], passes=3):
         for epoch in range(done, cfg.epochs):
             loss = _epoch(cfg, net, optimizer, images, targets, seed, epoch)
@@ -91,8 +86,7 @@ def pretrain(
             # At the end too: what follows may take longer, and goes on from here after a kill.
             last = epoch + 1 == cfg.epochs and checkpoint.path is not None
             if checkpoint.due or last:
-                kept = {name: part.state_dict() for name, part in parts.items()}
-                checkpoint.save({"epoch": epoch + 1, **kept})
+                checkpoint.save_parts(parts, epoch + 1, "epoch")
     return net.eval()
 
 

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,11 +40,12 @@ class Trial(NamedTuple):
 
     task: int
     """Number of the task: 0 is the images that were distilled, the others are of `transfer`."""
+    train: ImageSource
+    val: ImageSource
     by: str
+    """LINEAR or TUNED."""
     steps: int
     """Of SGD, with checkpoints; 0 for what takes moments."""
-    score: Callable[[nn.Module, int, Checkpoint, Callable[[str], None]], Accuracy]
-    """Takes the trunk, a seed, where its state is kept, and what is to be called after a step."""
 
     def path(self, network: Path) -> Path:
         """Where the score is kept, beside the others of the same network."""
@@ -130,40 +130,28 @@ def _trials(context: Context) -> list[Trial]:
     trials = []
     for number, data in enumerate(_datasets(context)):
         train, val = (with_statistics(s, known.mean, known.std) for s in (data.train, data.val))
-        trials.append(Trial(number, LINEAR, 0, partial(_probed, context, train, val)))
+        trials.append(Trial(number, train, val, LINEAR, 0))
         if cfg.finetune is not None:
-            score = partial(_finetuned, context, train, val)
-            trials.append(Trial(number, TUNED, cfg.finetune.iterations, score))
+            trials.append(Trial(number, train, val, TUNED, cfg.finetune.iterations))
     return trials
 
 
-def _probed(
+def _score(
     context: Context,
-    train: ImageSource,
-    val: ImageSource,
+    trial: Trial,
     trunk: nn.Module,
     seed: int,
     checkpoint: Checkpoint,
     advance: Callable[[str], None],
 ) -> Accuracy:
-    cfg = context.cfg.pretrain
+    """What the trunk is worth; `checkpoint` and `advance` are for trials of many steps."""
+    cfg, device = context.cfg.pretrain, context.device
     assert cfg is not None
-    return linear_probe(cfg.probe, trunk, train, val, seed, context.device)
-
-
-def _finetuned(
-    context: Context,
-    train: ImageSource,
-    val: ImageSource,
-    trunk: nn.Module,
-    seed: int,
-    checkpoint: Checkpoint,
-    advance: Callable[[str], None],
-) -> Accuracy:
-    cfg = context.cfg.pretrain
-    assert cfg is not None and cfg.finetune is not None
-    net = finetune(cfg.finetune, trunk, train, seed, context.device, checkpoint, advance)
-    return evaluate(net, val, context.device)
+    if trial.by == LINEAR:
+        return linear_probe(cfg.probe, trunk, trial.train, trial.val, seed, device)
+    assert cfg.finetune is not None
+    net = finetune(cfg.finetune, trunk, trial.train, seed, device, checkpoint, advance)
+    return evaluate(net, trial.val, device)
 
 
 def _datasets(context: Context) -> tuple[Dataset, ...]:
@@ -226,8 +214,14 @@ def _try_network(
         before, path = bar.done, trial.path(network)
         if not path.exists():
             state = context.checkpoint(step, path.stem)
-            advance = partial(_advance, bar, about)
-            score = trial.score(trunk_of(net), own, state, advance)
+            score = _score(
+                context,
+                trial,
+                trunk_of(net),
+                own,
+                state,
+                lambda note: bar.advance(note=f"{about}, {note}"),
+            )
             pairs = 0 if lesson is None else lesson.pairs
             record = {"arm": arm, "seed": seed, "pairs": pairs, **score._asdict()}
             context.run.log(step, **_record(context, trial, record))
@@ -235,7 +229,3 @@ def _try_network(
             state.remove()
         bar.done = before + trial.steps
     checkpoint.remove()
-
-
-def _advance(bar: Bar, about: str, note: str) -> None:
-    bar.advance(note=f"{about}, {note}")
