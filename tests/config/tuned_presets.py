@@ -25,20 +25,23 @@ PAIRS: dict[str, Any] = {
         ],
     },
     "condense_pairs": {
-        "budget_n": 25,
+        "budget_n": 10,
         "steps": 1000,
         "batch": 128,
-        "lr": 0.01,
+        "lr": 0.003,
         "outer_aug": "none",
-        "pool": {"models": 5, "arch": "convnet_krr_w128", "age": 200},
+        "pool": {"models": 5, "arch": "convnet_krr_w32", "age": 200},
     },
     "pretrain": {
-        "arch": "convnet_krr_w128",
+        "arch": "convnet_krr_w32",
         "seeds": 5,
-        "epochs": 300,
+        "epochs": 500,
         "probe": {"solver": "lbfgs", "iterations": 200},
     },
 }
+
+OF_BOOST = PAIRS["condense_pairs"] | {"lr": 0.02}
+"""Coefficients want a higher rate than pixels."""
 
 OF_DIGITS: dict[str, Any] = {
     "probe": {"crop_scale": [0.3, 1.0], "flip": False},
@@ -142,7 +145,7 @@ TUNED: dict[str, dict[str, Any]] = {
         },
     },
     "digits_krr_st": PAIRS | {"method": "krr_st"},
-    "digits_boost": PAIRS | {"method": "boost"},
+    "digits_boost": PAIRS | {"method": "boost", "condense_pairs": OF_BOOST},
     "cifar10_boost_cpu": {
         "method": "boost",
         "recipe": "custom",
@@ -185,13 +188,14 @@ TUNED: dict[str, dict[str, Any]] = {
     },
     "digits_scdd_pairs": {
         "method": "scdd_pairs",
-        "ipc": 2,
+        "ipc": 1,
         **{key: PAIRS[key] for key in ("recipe", "dataset", "squeeze", "pretrain")},
         **{key: OF_DIGITS[key] for key in ("probe", "recover")},
     },
     "digits_boost_labels": {
         "method": "boost_labels",
-        **{key: PAIRS[key] for key in ("recipe", "dataset", "squeeze", "condense_pairs")},
+        **{key: PAIRS[key] for key in ("recipe", "dataset", "squeeze")},
+        "condense_pairs": OF_BOOST,
         **{key: OF_DIGITS[key] for key in ("probe", "relabel")},
         "posttrain": OF_DIGITS["posttrain"] | {"seeds": 3},
     },
