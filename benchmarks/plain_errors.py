@@ -32,6 +32,13 @@ def in_a_sentence(main: Callable[[], None]) -> None:
     except OutOfTime as stop:
         print(f"stopped: {stop}", file=sys.stderr)
         sys.exit(3)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename is not None else ""
+        print(
+            f"error: {where}{error.strerror or error}; mend that, or choose another place",
+            file=sys.stderr,
+        )
+        sys.exit(1)
     except KeyboardInterrupt:
         print(STOPPED, file=sys.stderr)
         sys.exit(130)
