@@ -19,12 +19,12 @@ class Rates:
     """Seconds by kind of work, step and command, on one device; the file has those of others too.
 
     Args:
-        path: of the file.
+        path: of the file, if there is one.
         device: what the rates belong to.
         content: of the file.
     """
 
-    def __init__(self, path: Path, device: str, content: dict[str, Any]) -> None:
+    def __init__(self, path: Path | None, device: str, content: dict[str, Any]) -> None:
         self.path, self.device, self._content = path, device, content
         own = content["devices"].setdefault(device, {})
         self._paces: dict[str, dict[str, float]] = own.setdefault("paces", {})
@@ -32,16 +32,21 @@ class Rates:
         self._commands: dict[str, float] = own.setdefault("commands", {})
         self.spent: dict[str, dict[str, float]] = own.setdefault("spent", {})
         """Seconds of each job by step."""
+        for pace in self._paces.values():
+            Pace(**pace)
+        pairs = (*self._paces.values(), *self._speeds.values(), *self.spent.values())
+        for seconds in (self._commands, *pairs):
+            sum(map(float, seconds.values()))
 
     @classmethod
-    def read(cls, path: Path, device: str, or_only: bool = False) -> Self:
+    def read(cls, path: Path | None, device: str, or_only: bool = False) -> Self:
         """Read the file, or begin one; `or_only`: that of another device, if it is the only one.
 
         Raises:
             ConfigError: if it is something else.
         """
         content: dict[str, Any] = {"schema": SCHEMA, "devices": {}}
-        if path.exists():
+        if path is not None and path.exists():
             try:
                 content = json.loads(path.read_text(encoding="utf-8"))
                 if content["schema"] != SCHEMA:
@@ -57,6 +62,7 @@ class Rates:
 
     def write(self) -> None:
         """Keep what was learnt."""
+        assert self.path is not None
         write_json(self.path, self._content)
 
     def paces(self, cfg: RunConfig) -> dict[str, Pace]:
