@@ -35,8 +35,9 @@ def reserve(folder: Path, over: Callable[[], Collection[str]]) -> Callable[[], f
     def count() -> float:
         nonlocal counted, seconds
         if not seconds or time.monotonic() - counted > SECONDS_KEPT:
-            total = sum(path.stat().st_size for path in needed(folder, over()))
-            counted, seconds = time.monotonic(), 1 + total / BYTES_A_SECOND
+            found = [path.stat() for path in needed(folder, over())]
+            sizes = {about.st_ino: about.st_size for about in found}  # Links are written once.
+            counted, seconds = time.monotonic(), 1 + sum(sizes.values()) / BYTES_A_SECOND
         return seconds
 
     return count

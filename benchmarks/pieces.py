@@ -173,7 +173,7 @@ def fill_from(pieces: Path, folder: Path, title: str) -> None:
                 folder.rename(_aside(folder.absolute()))
         filling.rename(folder)
     except OSError as error:
-        refuse_if_full(filling, error)
+        refuse_if_full(folder, error)
         raise
     finally:
         shutil.rmtree(filling, ignore_errors=True)

@@ -51,6 +51,8 @@ from scdd.errors import ConfigError, OutOfTime, RunError  # noqa: E402
 from scdd.files import write_json  # noqa: E402
 
 SCHEMA = "scdd study 1"
+LEAVING_SECONDS = 2.0
+"""Left for the last table, and for the process to end."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -83,7 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             folder.forget_failures()
         for job in jobs:
             folder.finished(job)  # Refused before anything runs, if it was made otherwise.
-        seconds = 60 * options.minutes - (time.monotonic() - STARTED)
+        seconds = 60 * options.minutes - (time.monotonic() - STARTED) - LEAVING_SECONDS
         after = reserve(folder.path, over) if pieces is not None else float
         limit = Deadline(seconds, reserve=after)
         rates = Rates.read(folder.path / "rates.json", name)
@@ -172,10 +174,11 @@ def work_through(study: Study, plan: Plan, jobs: Sequence[Job], result: Path | N
             least = outcome.wanted, job
     if least is not None and not progressed:
         seconds, job = least
+        known = study.folder.path / "rates.json"
         raise ConfigError(
             f"--minutes: too few for a single checkpoint; {job.name} wants {seconds / 60:.2g} "
-            "minutes to its next one, besides what starting takes; give more, or delete "
-            f"{study.rates.path} if it was out of the ordinary"
+            "minutes to its next one, besides what starting takes; give more"
+            + (f", or delete {known} if it was out of the ordinary" if known.exists() else "")
         )
     return short
 

@@ -23,7 +23,7 @@ from scdd.config.run import RunConfig
 from scdd.deadline import Deadline
 from scdd.errors import DiskFull, OutOfTime, RunError, UserError
 from scdd.estimate import Work
-from scdd.files import refuse_if_full
+from scdd.files import NO_SPACE, refuse_if_full
 from scdd.pipeline import distill
 from scdd.progress import say
 from scdd.run import RunDirectory
@@ -213,7 +213,8 @@ def _attempt_command(study: Study, job: Job, tight: bool) -> Outcome:
         if ended.code is None:
             return Outcome("stopped", progressed=True)
         if ended.code != 0:
-            raise RunError(f"{ended.said.removeprefix('error: ')} ({place / 'log.txt'})")
+            kind = DiskFull if NO_SPACE in ended.said else RunError
+            raise kind(f"{ended.said.removeprefix('error: ')} ({place / 'log.txt'})")
         # Others begin anew each time.
         seconds = study.rates.spent[job.name]["all"] if _keeps(job) else round(ended.seconds, 2)
         study.rates.command_took(key, seconds)

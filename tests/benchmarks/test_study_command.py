@@ -5,6 +5,7 @@ import json
 import math
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -214,7 +215,9 @@ def test_a_half_made_row_that_the_plan_asks_for_otherwise_says_what_to_move(tmp_
     study(written(tmp_path / "p", TEACHER), out)
     (out / "rows" / "teacher-0.json").unlink()
     changed = TEACHER | {"set": [*SMALL, "squeeze.batch=14"]}
-    with pytest.raises(RunError, match=r"squeeze.batch = 16, now it is 14; .* \(here: move .* away\)"):
+    with pytest.raises(
+        RunError, match=r"squeeze.batch = 16, now it is 14; .* \(here: move .* away\)"
+    ):
         study(written(tmp_path / "p", changed), out)
 
 
@@ -248,6 +251,18 @@ def test_a_finished_row_that_the_plan_asks_for_otherwise_is_refused_with_the_key
     with pytest.raises(ConfigError) as caught:
         study(written(tmp_path / "p", changed), whole)
     assert "run-0.json: was made with another recover.lr than the plan has now" in str(caught.value)
+
+
+def test_a_disk_that_is_full_to_an_app_is_no_fault_of_its_row(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    out, code = tmp_path / "out", "from scdd.files import refuse_if_full as f; "
+    shutil.copytree(whole, out)
+    code += "import pathlib; f(pathlib.Path('net'), OSError(28, ''))"
+    monkeypatch.setattr("study_jobs.app_command", lambda *_: [sys.executable, "-c", code])
+    with pytest.raises(DiskFull, match="net: no space left to write it"):
+        study(written(tmp_path / "p", ROWS[1], APP), out)
+    assert not (out / "failed").exists() and record(out, "run-0") == record(whole, "run-0")
 
 
 def test_files_that_pieces_have_left_behind_are_made_again_for_an_app(
