@@ -66,7 +66,7 @@ def check_place(pieces: Path, folder: Path) -> None:
         pieces.mkdir(parents=True, exist_ok=True)
         reason = "" if os.access(pieces, os.W_OK) else "no permission"
     except OSError as error:
-        reason = error.strerror
+        reason = error.strerror or str(error)
     if reason:
         raise UserError(
             f"--pieces {pieces}: cannot be written to ({reason}); choose another folder"

@@ -1,7 +1,7 @@
 """What a study has learnt about how long things take, by device, for the next time."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Self
@@ -78,6 +78,11 @@ class Rates:
             self._paces[kind_of_work(cfg, step)] = {
                 name: round(seconds, 3) for name, seconds in asdict(pace).items()
             }
+
+    def forget_spent(self, job: str, steps: Iterable[str]) -> None:
+        """Count the seconds of these steps from nothing, as they are made from nothing."""
+        for step in steps:
+            self.spent.get(job, {}).pop(step, None)
 
     def add_spent(self, job: str, seconds: Mapping[str, float]) -> None:
         """Add to the seconds of a job, by step."""

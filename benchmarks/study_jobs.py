@@ -110,6 +110,7 @@ def _go_on(study: Study, job: Job, cfg: RunConfig, tight: bool) -> Outcome:
             return Outcome("not begun", wanted=max(least, LEAST_SECONDS))
     limit = Deadline(study.limit.left + study.reserve(), known, study.reserve)
     say(f"{job.name}: {following or 'the last record'}")
+    study.rates.forget_spent(job.name, (s.name for s in job.steps if not (run / s.name).exists()))
     threads = torch.get_num_threads()
     try:
         until = getattr(job.row, "until", None)
@@ -207,6 +208,8 @@ def _attempt_command(study: Study, job: Job, tight: bool) -> Outcome:
         words = script_command(row.script, row.arguments, place, str(study.device), data, made)
         result = place / "result.json"
     say(f"{job.name}: {' '.join(words[1:4])} ...")
+    if _keeps(job) and not place.exists():
+        study.rates.forget_spent(job.name, ["all"])
     ended = run_process(words, place / "log.txt", study.limit.left, study.folder.lock)
     study.rates.add_spent(job.name, {"all": ended.seconds})
     try:

@@ -244,6 +244,19 @@ def test_a_full_disk_ends_the_study_and_finished_rows_stay(
     assert record(tmp_path / "other", "teacher-0") == record(out, "teacher-0")
 
 
+def test_the_time_of_a_row_that_was_moved_away_is_no_part_of_the_new_one(tmp_path: Path):
+    plan, out = written(tmp_path / "p", TEACHER), tmp_path / "out"
+    study(plan, out)
+    path = out / "rates.json"
+    rates = json.loads(path.read_text())
+    rates["devices"]["cpu"]["spent"]["teacher-0"]["squeeze"] = 1e6
+    path.write_text(json.dumps(rates))
+    for name in ("runs/teacher-0", "rows/teacher-0.json"):
+        (out / name).rename(tmp_path / Path(name).name)
+    study(plan, out)
+    assert record(out, "teacher-0")["seconds"]["squeeze"] < 1e6
+
+
 def test_a_finished_row_that_the_plan_asks_for_otherwise_is_refused_with_the_key(
     whole: Path, tmp_path: Path
 ):
