@@ -8,41 +8,34 @@ are all still of use stays as it is.
 
 import argparse
 import hashlib
-import json
 import os
 import re
 import shutil
 import time
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from functools import lru_cache
 from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from piece_files import needed
+from piece_manifest import EMPTY, MANIFEST, SCHEMA, check_pieces, damaged, read_manifest
 from piece_parts import as_bf16, cuts_of, from_bf16
-from study_folder import turn_of
+from study_folder import history_of, locked, turn_of
 
 from scdd.errors import UserError
 from scdd.files import (
     link_or_copy,
     refuse_if_full,
     replacing,
-    sha256_of,
     sync_folder,
     write_json,
 )
 from scdd.progress import say
 from scdd.tables import counted, size
 
-SCHEMA = "scdd pieces 1"
-MANIFEST = "manifest.json"
 UNITS = {"kB": 1e3, "MB": 1e6, "GB": 1e9, "": 1.0}
 LEAST_PIECE = 10_000
-BYTES_A_SECOND = 50e6
-"""Assumed of writing pieces, to end in time."""
-CHEAP = ("*.tmp", "study.lock", "*.link", "log.txt", "gallery.png", "*losses.png")
-"""Made again whenever they are needed."""
-SHARED = ("squeeze", "probe", "recover", "select", "condense")
-"""How the names of steps begin that take long and that other runs may have in common."""
 
 
 def parse_size(text: str) -> int:
@@ -61,30 +54,23 @@ def parse_size(text: str) -> int:
     return count
 
 
-def seconds_to_write(folder: Path, over: Collection[str] = ()) -> float:
-    """How long writing all of a folder as pieces may take."""
-    return 1 + sum(path.stat().st_size for path in needed(folder, over)) / BYTES_A_SECOND
+def check_place(pieces: Path, folder: Path) -> None:
+    """Refuse a folder in which the pieces of a study cannot be, or make it.
 
-
-def needed(folder: Path, over: Collection[str] = ()) -> list[Path]:
-    """The files of a study without which it could not go on, the small ones first.
-
-    Of the jobs that are `over` only what other runs may share is, and takes long to make.
+    Raises:
+        UserError: if it is no folder, cannot be written, or lies in the folder of the study.
     """
-    paths = [path for path in folder.rglob("*") if path.is_file() and not path.is_symlink()]
-    return sorted(
-        (path for path in paths if not _is_cheap(path.relative_to(folder), over)),
-        key=lambda path: (path.stat().st_size > LEAST_PIECE, str(path)),
-    )
-
-
-def _is_cheap(path: Path, over: Collection[str]) -> bool:
-    top, name, step = (*path.parts, "", "", "")[:3]
-    if top in ("runs", "apps", "scripts") and name in over:
-        return top != "runs" or len(path.parts) == 3 or not step.startswith(SHARED)
-    features = any(part.startswith("features") for part in path.parts[:-1])  # Of probe.
-    old = any(part.startswith(".") for part in path.parts)  # Moved aside, or half made.
-    return features or old or any(path.match(pattern) for pattern in CHEAP)
+    if folder.resolve() in (pieces.resolve(), *pieces.resolve().parents):
+        raise UserError(f"--pieces {pieces}: lies in {folder}; choose a folder beside it")
+    try:
+        pieces.mkdir(parents=True, exist_ok=True)
+        reason = "" if os.access(pieces, os.W_OK) else "no permission"
+    except OSError as error:
+        reason = error.strerror or str(error)
+    if reason:
+        raise UserError(
+            f"--pieces {pieces}: cannot be written to ({reason}); choose another folder"
+        )
 
 
 def write_pieces(
@@ -112,7 +98,7 @@ def write_pieces(
         DiskFull: if there is no room; the pieces of before are then still there.
     """
     pieces.mkdir(parents=True, exist_ok=True)
-    before = _read_manifest(pieces, title) if (pieces / MANIFEST).exists() else EMPTY
+    before = read_manifest(pieces, title) if (pieces / MANIFEST).exists() else EMPTY
     files, contents = _read_folder(folder, needed(folder, over), most, bf16)
     kept = [
         name
@@ -122,9 +108,10 @@ def write_pieces(
     layout = {key: place for key, place in before["parts"].items() if place[0] in kept}
     made = {name: before["pieces"][name] for name in kept}
     free = (f"{n:04d}.piece" for n in count(1) if f"{n:04d}.piece" not in before["pieces"])
+    content = _reader()
     try:
         for group in _packed([key for key in contents if key not in layout], contents, most):
-            name, data = next(free), b"".join(_content(contents[key]) for key in group)
+            name, data = next(free), b"".join(content(contents[key]) for key in group)
             with replacing(pieces / name) as temporary:
                 temporary.write_bytes(data)
             made[name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
@@ -135,7 +122,7 @@ def write_pieces(
     except OSError as error:
         refuse_if_full(pieces, error)
         raise
-    manifest = {"schema": SCHEMA, "study": title, "turn": turn}
+    manifest = {"schema": SCHEMA, "study": title, "turn": turn, "history": history_of(folder)}
     write_json(pieces / MANIFEST, manifest | {"pieces": made, "files": files, "parts": layout})
     for path in pieces.glob("[0-9]*.piece"):
         if path.name not in made:
@@ -151,7 +138,8 @@ def fill_from(pieces: Path, folder: Path, title: str) -> None:
     What was there is moved aside.
 
     Raises:
-        UserError: naming the piece that is missing, damaged or of another study.
+        UserError: naming the piece that is missing, damaged or of another study, or if neither of
+            the two is made of the other.
         DiskFull: if there is no room; the folder is then as it was.
     """
     if not (pieces / MANIFEST).exists():
@@ -162,22 +150,33 @@ def fill_from(pieces: Path, folder: Path, title: str) -> None:
                 "or choose another --pieces"
             )
         return
-    manifest = _read_manifest(pieces, title)
-    if turn_of(folder, title) >= manifest["turn"]:
+    manifest, turn = read_manifest(pieces, title), turn_of(folder, title)
+    ours, theirs = history_of(folder), manifest.get("history")
+    if ours and theirs and ours[-1] not in theirs and theirs[-1] not in ours:
+        raise UserError(
+            f"{folder}: was gone on with, and so was another copy, of which the pieces in {pieces} "
+            "are; move one of the two away"
+        )
+    if turn > manifest["turn"]:
+        say(f"{folder}: is newer than the pieces in {pieces}, and gone on with")
+    if turn >= manifest["turn"]:
         return
-    _check_pieces(pieces, manifest)
+    check_pieces(pieces, manifest)
     filling = folder.absolute().with_name(f".{folder.absolute().name}.filling")
     shutil.rmtree(filling, ignore_errors=True)
     try:
         for entry in manifest["files"]:
             _restore(pieces, manifest, entry, filling)
         os.sync()
+        if folder.exists():
+            with locked(folder):  # Nobody is at work in what is moved.
+                folder.rename(_aside(folder.absolute()))
+        filling.rename(folder)
     except OSError as error:
-        refuse_if_full(filling, error)
+        refuse_if_full(folder, error)
         raise
-    if folder.exists():
-        folder.rename(_aside(folder.absolute()))
-    filling.rename(folder)
+    finally:
+        shutil.rmtree(filling, ignore_errors=True)
     sync_folder(folder.absolute().parent)
     say(f"{folder}: taken up from {counted(len(manifest['pieces']), 'piece')} in {pieces}")
 
@@ -189,9 +188,6 @@ class Part(NamedTuple):
     first: int
     bytes: int
     bf16: bool
-
-
-EMPTY: dict[str, Any] = {"pieces": {}, "parts": {}}
 
 
 def _read_folder(
@@ -221,12 +217,18 @@ def _data(path: Path, bf16: bool) -> bytes:
     return as_bf16(data) if bf16 else data
 
 
-def _content(part: Part) -> bytes:
-    if part.bf16:
-        return _data(part.path, True)[part.first : part.first + part.bytes]
-    with part.path.open("rb") as file:
-        file.seek(part.first)
-        return file.read(part.bytes)
+def _reader() -> Callable[[Part], bytes]:
+    """Reads parts; a file that has to be changed is changed once for all parts in a row."""
+    changed = lru_cache(maxsize=1)(lambda path: _data(path, True))
+
+    def content(part: Part) -> bytes:
+        if part.bf16:
+            return changed(part.path)[part.first : part.first + part.bytes]
+        with part.path.open("rb") as file:
+            file.seek(part.first)
+            return file.read(part.bytes)
+
+    return content
 
 
 def _stays(
@@ -257,41 +259,6 @@ def _packed(keys: Sequence[str], contents: Mapping[str, Part], most: int) -> lis
     return groups
 
 
-def _read_manifest(pieces: Path, title: str) -> dict[str, Any]:
-    path = pieces / MANIFEST
-    try:
-        manifest = dict(json.loads(path.read_text(encoding="utf-8")))
-        schema, study = manifest["schema"], manifest["study"]
-        places = [str(entry["path"]) for entry in manifest["files"]]
-        assert isinstance(manifest["turn"], int) and isinstance(manifest["parts"], dict)
-        assert isinstance(manifest["pieces"], dict)
-    except (OSError, ValueError, KeyError, TypeError, AssertionError) as error:
-        raise UserError(f"{path}: is damaged; bring it anew, or choose another --pieces") from error
-    if schema != SCHEMA:
-        raise UserError(f"{path}: holds '{schema}', not '{SCHEMA}'; choose another --pieces")
-    if study != title:
-        raise UserError(
-            f"{path}: is of the study '{study}', not '{title}'; choose another --pieces"
-        )
-    for place in (*places, *manifest["pieces"]):
-        if Path(place).is_absolute() or ".." in Path(place).parts:
-            raise UserError(f"{path}: names {place}, which lies outside; choose another --pieces")
-    return manifest
-
-
-def _check_pieces(pieces: Path, manifest: Mapping[str, Any]) -> None:
-    for name, piece in manifest["pieces"].items():
-        if not (pieces / name).exists():
-            raise UserError(
-                f"{pieces / name}: is missing; bring it too, or choose another --pieces"
-            )
-        if sha256_of(pieces / name) != piece["sha256"]:
-            raise UserError(
-                f"{pieces / name}: is damaged, or of another time than {MANIFEST}; bring it anew, "
-                "or choose another --pieces"
-            )
-
-
 def _restore(
     pieces: Path, manifest: Mapping[str, Any], entry: Mapping[str, Any], target: Path
 ) -> None:
@@ -306,6 +273,8 @@ def _restore(
         with (pieces / name).open("rb") as file:
             file.seek(offset)
             parts.append(file.read(length))
+        if hashlib.sha256(parts[-1]).hexdigest() != key:
+            raise damaged(pieces / MANIFEST)
     data = b"".join(parts)
     path.write_bytes(from_bf16(data) if entry["bf16"] else data)
 

@@ -17,8 +17,8 @@ class Terminated(BaseException):
 def in_a_sentence(main: Callable[[], None]) -> None:
     """Run a script with the exit codes of `scdd`.
 
-    2 for a UserError, 1 for a RunError, 3 when the time that was given is over, 130 and 143 after
-    Ctrl-C and SIGTERM. For scripts that keep what is finished.
+    2 for a UserError, 1 for a RunError or a file that cannot be used, 3 when the time that was
+    given is over, 130 and 143 after Ctrl-C and SIGTERM. For scripts that keep what is finished.
     """
     signal.signal(signal.SIGTERM, _terminate)
     try:
@@ -32,6 +32,11 @@ def in_a_sentence(main: Callable[[], None]) -> None:
     except OutOfTime as stop:
         print(f"stopped: {stop}", file=sys.stderr)
         sys.exit(3)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename is not None else ""
+        said = f"{where}{error.strerror or error}; check that it is there and may be written"
+        print(f"error: {said}", file=sys.stderr)
+        sys.exit(1)
     except KeyboardInterrupt:
         print(STOPPED, file=sys.stderr)
         sys.exit(130)

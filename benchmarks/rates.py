@@ -1,7 +1,7 @@
 """What a study has learnt about how long things take, by device, for the next time."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Self
@@ -19,12 +19,12 @@ class Rates:
     """Seconds by kind of work, step and command, on one device; the file has those of others too.
 
     Args:
-        path: of the file.
+        path: of the file, if there is one.
         device: what the rates belong to.
         content: of the file.
     """
 
-    def __init__(self, path: Path, device: str, content: dict[str, Any]) -> None:
+    def __init__(self, path: Path | None, device: str, content: dict[str, Any]) -> None:
         self.path, self.device, self._content = path, device, content
         own = content["devices"].setdefault(device, {})
         self._paces: dict[str, dict[str, float]] = own.setdefault("paces", {})
@@ -32,16 +32,21 @@ class Rates:
         self._commands: dict[str, float] = own.setdefault("commands", {})
         self.spent: dict[str, dict[str, float]] = own.setdefault("spent", {})
         """Seconds of each job by step."""
+        for pace in self._paces.values():
+            Pace(**pace)
+        pairs = (*self._paces.values(), *self._speeds.values(), *self.spent.values())
+        for seconds in (self._commands, *pairs):
+            sum(map(float, seconds.values()))
 
     @classmethod
-    def read(cls, path: Path, device: str, or_only: bool = False) -> Self:
+    def read(cls, path: Path | None, device: str, or_only: bool = False) -> Self:
         """Read the file, or begin one; `or_only`: that of another device, if it is the only one.
 
         Raises:
             ConfigError: if it is something else.
         """
         content: dict[str, Any] = {"schema": SCHEMA, "devices": {}}
-        if path.exists():
+        if path is not None and path.exists():
             try:
                 content = json.loads(path.read_text(encoding="utf-8"))
                 if content["schema"] != SCHEMA:
@@ -57,6 +62,7 @@ class Rates:
 
     def write(self) -> None:
         """Keep what was learnt."""
+        assert self.path is not None
         write_json(self.path, self._content)
 
     def paces(self, cfg: RunConfig) -> dict[str, Pace]:
@@ -72,6 +78,11 @@ class Rates:
             self._paces[kind_of_work(cfg, step)] = {
                 name: round(seconds, 3) for name, seconds in asdict(pace).items()
             }
+
+    def forget_spent(self, job: str, steps: Iterable[str]) -> None:
+        """Count the seconds of these steps from nothing, as they are made from nothing."""
+        for step in steps:
+            self.spent.get(job, {}).pop(step, None)
 
     def add_spent(self, job: str, seconds: Mapping[str, float]) -> None:
         """Add to the seconds of a job, by step."""

@@ -25,6 +25,7 @@ sys.path[:0] = [str(ROOT)]
 
 from scdd.distilled import DistilledFile  # noqa: E402
 from scdd.distilled.bill import describe_bill  # noqa: E402
+from scdd.errors import UserError  # noqa: E402
 
 SCHEMA, SCHEMA_OF_PAIRS = "scdd result 1", "scdd pairs 1"
 FOLDERS = re.compile(r"""(?<![^=:,\[{'"\s])/(?:[^/,\]}'"\s]+/)+""")
@@ -135,10 +136,20 @@ def without_folder(word: str) -> str:
 
 
 def commit() -> str:
-    """The commit of the checkout, with a mark if it has changes; of a copy, SCDD_COMMIT says it."""
+    """The commit of the checkout, with a mark if it has changes; of a copy, SCDD_COMMIT says it.
+
+    Raises:
+        UserError: if neither is there.
+    """
     if told := os.environ.get("SCDD_COMMIT"):
         return told
-    head = _git(ROOT, "rev-parse", "--short", "HEAD")
+    try:
+        head = _git(ROOT, "rev-parse", "--short", "HEAD")
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise UserError(
+            f"{ROOT}: git tells no commit of it; where it is a copy without its repository, say "
+            "the commit in SCDD_COMMIT (or --commit, of a study)"
+        ) from error
     return head + (
         "+changes" if _git(ROOT, "status", "--porcelain", "scdd", "apps", "configs") else ""
     )

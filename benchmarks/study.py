@@ -22,6 +22,7 @@ import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 STARTED = time.monotonic()
@@ -32,7 +33,8 @@ import torch  # noqa: E402
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
-from pieces import fill_from, parse_size, seconds_to_write, write_pieces  # noqa: E402
+from piece_files import reserve  # noqa: E402
+from pieces import check_place, fill_from, parse_size, write_pieces  # noqa: E402
 from plain_errors import in_a_sentence  # noqa: E402
 from provenance import measured_on, refuse_other_result  # noqa: E402
 from rates import Rates  # noqa: E402
@@ -40,7 +42,7 @@ from record import commit  # noqa: E402
 from study_estimate import Guess, estimate_table, foresee, work_of_jobs  # noqa: E402
 from study_folder import StudyFolder  # noqa: E402
 from study_jobs import Study, attempt  # noqa: E402
-from study_plan import Job, Plan, jobs_of, read_plan  # noqa: E402
+from study_plan import Job, Plan, first_of_runs, jobs_of, read_plan  # noqa: E402
 from study_progress import progress_table  # noqa: E402
 
 from scdd.deadline import Deadline  # noqa: E402
@@ -49,6 +51,8 @@ from scdd.errors import ConfigError, OutOfTime, RunError  # noqa: E402
 from scdd.files import write_json  # noqa: E402
 
 SCHEMA = "scdd study 1"
+LEAVING_SECONDS = 2.0
+"""Left for the last table, and for the process to end."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -61,8 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
     guess = Guess(options.tflops, options.step_ms)
     if options.estimate:
-        path = (options.out or Path()) / "rates.json"
-        rates = Rates.read(path, name, or_only=True)
+        rates = Rates.read(options.out and options.out / "rates.json", name, or_only=True)
         print(f"{plan.title}, on {rates.device}\n")
         foreseen = foresee(jobs, work_of_jobs(jobs, plan.data, folders), rates, guess)
         print(estimate_table(jobs, foreseen, guess))
@@ -71,28 +74,33 @@ def main(arguments: Sequence[str] | None = None) -> None:
     refuse_other_result(options.result, SCHEMA, plan.title)
     if options.commit:
         os.environ["SCDD_COMMIT"] = options.commit  # For the scripts too.
+    commit()  # Refused before anything runs, if nothing tells it.
     folder, pieces = StudyFolder(options.out), options.pieces
     if pieces is not None:
+        check_place(pieces, folder.path)
         fill_from(pieces, folder.path, plan.identity)
+    over = partial(over_and_done, folder, jobs)
     with folder.held(plan.identity) as turn:
         if options.retry:
             folder.forget_failures()
         for job in jobs:
             folder.finished(job)  # Refused before anything runs, if it was made otherwise.
-        seconds = 60 * options.minutes - (time.monotonic() - STARTED)
-        if pieces is not None:
-            seconds -= seconds_to_write(folder.path, over_and_done(folder, jobs))
+        seconds = 60 * options.minutes - (time.monotonic() - STARTED) - LEAVING_SECONDS
+        after = reserve(folder.path, over) if pieces is not None else float
+        limit = Deadline(seconds, reserve=after)
         rates = Rates.read(folder.path / "rates.json", name)
         work = work_of_jobs(jobs, plan.data, folders)
-        study = Study(folder, rates, Deadline(seconds), device, folders, work)
+        study = Study(folder, rates, limit, after, device, folders, work, first_of_runs(jobs))
         try:
-            missing = work_through(study, plan, jobs, options.result)
-        finally:
-            write_result(study, plan, jobs, options.result)
-        print(progress_table(study, jobs, foresee(jobs, work, rates, guess)))
-        if pieces is not None:
-            over, most = over_and_done(folder, jobs), options.piece
-            print(write_pieces(folder.path, pieces, plan.identity, turn, most, options.bf16, over))
+            try:
+                missing = work_through(study, plan, jobs, options.result)
+            finally:
+                write_result(study, plan, jobs, options.result)
+            print(progress_table(study, jobs, foresee(jobs, work, rates, guess)))
+        finally:  # Whatever ended it, a place that keeps nothing has nothing else.
+            if pieces is not None:
+                about = plan.identity, turn, options.piece, options.bf16, over()
+                print(write_pieces(folder.path, pieces, *about))
     _end(study, jobs, options.minutes, missing)
 
 
@@ -116,8 +124,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if not options.estimate and (options.minutes is None or options.out is None):
         parser.error("--minutes and --out are wanted (or --estimate)")
-    if options.minutes is not None and not options.minutes > 0:
-        raise ConfigError(f"--minutes {options.minutes:g}: wants more than 0")
+    for name in ("minutes", "tflops", "step_ms"):
+        given = getattr(options, name)
+        if given is not None and not given > 0:
+            raise ConfigError(f"--{name.replace('_', '-')} {given:g}: wants more than 0")
     return options
 
 
@@ -147,11 +157,14 @@ def work_through(study: Study, plan: Plan, jobs: Sequence[Job], result: Path | N
     Raises:
         ConfigError: if the time is too short to begin anything.
     """
-    progressed, short, least = False, [], None
+    progressed: bool = False
+    short: list[Job] = []
+    least: tuple[float, Job] | None = None
     for job in jobs:
         if study.folder.finished(job) is not None or study.folder.failure(job) is not None:
             continue
-        outcome = attempt(study, job, tight=bool(short))
+        # With little time left; what never fits must not keep others from their first time.
+        outcome = attempt(study, job, tight=bool(short) and progressed)
         progressed = progressed or outcome.progressed
         if outcome.state == "done":
             write_result(study, plan, jobs, result)
@@ -161,10 +174,11 @@ def work_through(study: Study, plan: Plan, jobs: Sequence[Job], result: Path | N
             least = outcome.wanted, job
     if least is not None and not progressed:
         seconds, job = least
+        known = study.folder.path / "rates.json"
         raise ConfigError(
             f"--minutes: too few for a single checkpoint; {job.name} wants {seconds / 60:.2g} "
-            "minutes to its next one, besides what starting takes; give more, or delete "
-            f"{study.rates.path} if it was out of the ordinary"
+            "minutes to its next one, besides what starting takes; give more"
+            + (f", or delete {known} if it was out of the ordinary" if known.exists() else "")
         )
     return short
 

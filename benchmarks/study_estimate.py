@@ -11,7 +11,6 @@ from study_plan import AppRow, Images, Job, ScriptRow
 from scdd.config.run import RunConfig
 from scdd.datasets import load_dataset
 from scdd.estimate import Work, work_of
-from scdd.method_steps import Step, steps_of
 from scdd.step_identity import settings_of
 from scdd.tables import table
 
@@ -79,7 +78,7 @@ def _run(
     guessed = []
     data = getattr(job.row, "data", None)
     chains: dict[str, str] = {}
-    for step in wanted_steps(job):
+    for step in job.steps:
         chain = json.dumps([settings_of(cfg, step), data, [chains[name] for name in step.inputs]])
         chains[step.name] = f"{step.name} {hash(chain)}"
         if chains[step.name] in made:
@@ -92,14 +91,6 @@ def _run(
             guessed.append(step.name)
         seconds[step.name] = guess.seconds(own) if known is None else known
     return Foreseen(sum(seconds.values()), tuple(guessed), seconds)
-
-
-def wanted_steps(job: Job) -> tuple[Step, ...]:
-    """The steps of a run, up to where its row ends."""
-    assert job.cfg is not None
-    steps, until = steps_of(job.cfg), getattr(job.row, "until", None)
-    names = [step.name for step in steps]
-    return steps if until is None else steps[: 1 + names.index(until)]
 
 
 def images_of(job: Job, declared: Mapping[str, Images], folders: Mapping[str, Path]) -> Images:

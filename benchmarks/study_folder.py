@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +27,8 @@ class StudyFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.lock: int | None = None
+        """The open file that holds it; for processes that may outlive this one."""
 
     @contextmanager
     def held(self, title: str) -> Iterator[int]:
@@ -34,24 +37,11 @@ class StudyFolder:
         Raises:
             UserError: if it belongs to another study, or a process holds it, or it cannot be made.
         """
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            lock = (self.path / "study.lock").open("a+")
-        except OSError as error:
-            raise UserError(
-                f"{self.path}: cannot be used as a folder of a study ({error.strerror}); choose "
-                "another --out"
-            ) from error
-        with lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise UserError(
-                    f"{self.path}: another process is at work on this study; wait for it, or "
-                    "choose another --out"
-                ) from None
+        with locked(self.path) as self.lock:
             turn = turn_of(self.path, title) + 1
-            write_json(self.path / "study.json", {"schema": SCHEMA, "title": title, "turn": turn})
+            history = [*history_of(self.path), os.urandom(4).hex()]
+            about = {"schema": SCHEMA, "title": title, "turn": turn, "history": history}
+            write_json(self.path / "study.json", about)
             yield turn
 
     def run(self, job: Job) -> Path:
@@ -99,8 +89,11 @@ class StudyFolder:
         path = self._failure(job)
         if not path.exists():
             return None
-        record = json.loads(path.read_text(encoding="utf-8"))
-        return str(record["sentence"]) if record["asked"] == asked_of(job) else None
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+            return str(record["sentence"]) if record["asked"] == asked_of(job) else None
+        except (ValueError, KeyError, TypeError):
+            return None  # Damaged, so it is tried again.
 
     def fail(self, job: Job, sentence: str) -> None:
         """Declare that a job cannot go on."""
@@ -113,6 +106,34 @@ class StudyFolder:
 
     def _failure(self, job: Job) -> Path:
         return self.path / "failed" / f"{job.name}.json"
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[int]:
+    """Hold a folder, made if missing; yields the open file that does.
+
+    Raises:
+        UserError: if a process holds it, or it cannot be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        lock = os.open(path / "study.lock", os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be used as a folder of a study ({error.strerror}); choose another "
+            "--out"
+        ) from error
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(
+                f"{path}: another process is at work on this study, or an app or script that it "
+                "has begun; wait for it, or choose another --out"
+            ) from None
+        yield lock
+    finally:
+        os.close(lock)
 
 
 def turn_of(path: Path, title: str) -> int:
@@ -136,6 +157,16 @@ def turn_of(path: Path, title: str) -> int:
             f"{path}: belongs to the study '{other}', not '{title}'; choose another --out"
         )
     return turn
+
+
+def history_of(path: Path) -> list[str]:
+    """A mark for every time that a folder was held, the last one last; none where there are none.
+
+    Tells which of two copies of a study is made of the other.
+    """
+    record = path / "study.json"
+    found = json.loads(record.read_text(encoding="utf-8")) if record.exists() else {}
+    return list(found.get("history", ()))
 
 
 def asked_of(job: Job) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import gc
 import json
 import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -14,15 +14,16 @@ from provenance import measured_on, without_paths
 from rates import Rates
 from record import commit, record_app
 from shared_steps import facts_of, share_steps, teacher_of
-from study_estimate import command_key, wanted_steps
+from study_estimate import command_key
 from study_folder import StudyFolder
 from study_plan import AppRow, Job, ScriptRow, score_of
-from study_scripts import SCRIPTS, app_command, run_process, script_command
+from study_scripts import GRACE_SECONDS, SCRIPTS, app_command, run_process, script_command
 
 from scdd.config.run import RunConfig
 from scdd.deadline import Deadline
 from scdd.errors import DiskFull, OutOfTime, RunError, UserError
 from scdd.estimate import Work
+from scdd.files import NO_SPACE, refuse_if_full
 from scdd.pipeline import distill
 from scdd.progress import say
 from scdd.run import RunDirectory
@@ -37,7 +38,7 @@ class Outcome(NamedTuple):
     state: Literal["done", "failed", "stopped", "not begun"]
     progressed: bool = False
     wanted: float = 0.0
-    """Seconds that were missing to begin, as far as that is known."""
+    """Seconds that it takes to begin, where there were fewer; 0: that is not what it waits for."""
 
 
 class Study(NamedTuple):
@@ -47,10 +48,14 @@ class Study(NamedTuple):
     rates: Rates
     limit: Deadline
     """Of this command."""
+    reserve: Callable[[], float]
+    """Seconds of it that are wanted after the last row."""
     device: torch.device
     data: Mapping[str, Path]
     work: Mapping[str, Mapping[str, Work]]
     """What the steps of each run compute."""
+    runs: Mapping[str, Job]
+    """The first seed of each run, by the name of its row."""
 
 
 def attempt(study: Study, job: Job, tight: bool) -> Outcome:
@@ -67,8 +72,12 @@ def attempt(study: Study, job: Job, tight: bool) -> Outcome:
     except DiskFull:
         raise
     except (UserError, RunError) as error:
-        study.folder.fail(job, str(error))
+        # Of `scdd distill`, which has such an option.
+        here = f" (here: move {study.folder.run(job)} away)" if "--redo" in str(error) else ""
+        study.folder.fail(job, f"{error}{here}")
     except Exception as error:  # Whatever is wrong with one row, the others can be made.
+        if isinstance(error, OSError):
+            refuse_if_full(study.folder.path, error)
         traceback.print_exc()
         study.folder.fail(job, f"{type(error).__name__}: {error}")
         if "CUDA error" in str(error):
@@ -82,6 +91,14 @@ def attempt(study: Study, job: Job, tight: bool) -> Outcome:
 
 
 def _attempt_run(study: Study, job: Job, cfg: RunConfig, tight: bool) -> Outcome:
+    outcome = _go_on(study, job, cfg, tight)
+    if outcome.state == "done":
+        study.folder.finish(job, _record(study, job, cfg, study.folder.run(job)))
+    return outcome
+
+
+def _go_on(study: Study, job: Job, cfg: RunConfig, tight: bool) -> Outcome:
+    """Make the steps of a run that are not done."""
     run = study.folder.run(job)
     share_steps(cfg, run)
     known = {name: replace(pace) for name, pace in study.rates.paces(cfg).items()}
@@ -91,8 +108,9 @@ def _attempt_run(study: Study, job: Job, cfg: RunConfig, tight: bool) -> Outcome
         least = 60 * job.row.needs_minutes if pace is None else pace.start + pace.save
         if study.limit.left <= max(least, LEAST_SECONDS) or (tight and pace is None):
             return Outcome("not begun", wanted=max(least, LEAST_SECONDS))
-    limit = Deadline(study.limit.left, known)
+    limit = Deadline(study.limit.left + study.reserve(), known, study.reserve)
     say(f"{job.name}: {following or 'the last record'}")
+    study.rates.forget_spent(job.name, (s.name for s in job.steps if not (run / s.name).exists()))
     threads = torch.get_num_threads()
     try:
         until = getattr(job.row, "until", None)
@@ -107,15 +125,13 @@ def _attempt_run(study: Study, job: Job, cfg: RunConfig, tight: bool) -> Outcome
         study.rates.add_spent(job.name, limit.spent)
         _learn_speeds(study, job, cfg, limit)
         study.rates.write()
-    study.folder.finish(job, _record(study, job, cfg, run))
     return Outcome("done", progressed=True)
 
 
 def next_step(job: Job, run: Path) -> str | None:
     """The first step of a run that is not done."""
     return next(
-        (step.name for step in wanted_steps(job) if not (run / step.name / "done.json").exists()),
-        None,
+        (step.name for step in job.steps if not (run / step.name / "done.json").exists()), None
     )
 
 
@@ -174,34 +190,36 @@ def _free(device: torch.device) -> None:
 def _attempt_command(study: Study, job: Job, tight: bool) -> Outcome:
     row = job.row
     assert isinstance(row, AppRow | ScriptRow)
+    made = None if row.of is None else study.folder.run(study.runs[row.of])
+    if row.of is not None:
+        there = _run_of(study, row, tight)
+        if there.state != "done":
+            return there
     key, place = command_key(job), study.folder.place(job)
-    least = _least_seconds(study.rates, job, key)
-    if study.limit.left <= max(least, LEAST_SECONDS) or (
-        tight and study.rates.command(key) is None
-    ):
-        return Outcome("not begun", wanted=max(least, LEAST_SECONDS))
-    made = study.folder.path / "runs" / f"{row.of}-0" if row.of else None
+    least = max(_least_seconds(study.rates, job, key), LEAST_SECONDS) + GRACE_SECONDS
+    if study.limit.left <= least or (tight and study.rates.command(key) is None):
+        return Outcome("not begun", wanted=least)
     if isinstance(row, AppRow):
         assert made is not None
-        if not (made / row.file).exists():
-            return Outcome("not begun")
         words = app_command(row.app, made / row.file, row.arguments, place, str(study.device))
         result = place / "results.json"
     else:
-        if made is not None and not (made / "config.yaml").exists():
-            return Outcome("not begun")
         data = study.data[row.data].absolute() if row.data else None
         words = script_command(row.script, row.arguments, place, str(study.device), data, made)
         result = place / "result.json"
     say(f"{job.name}: {' '.join(words[1:4])} ...")
-    ended = run_process(words, place / "log.txt", study.limit.left)
+    if _keeps(job) and not place.exists():
+        study.rates.forget_spent(job.name, ["all"])
+    ended = run_process(words, place / "log.txt", study.limit.left, study.folder.lock)
     study.rates.add_spent(job.name, {"all": ended.seconds})
     try:
         if ended.code is None:
             return Outcome("stopped", progressed=True)
         if ended.code != 0:
-            raise RunError(f"{ended.said.removeprefix('error: ')} ({place / 'log.txt'})")
-        seconds = study.rates.spent[job.name]["all"]
+            kind = DiskFull if NO_SPACE in ended.said else RunError
+            raise kind(f"{ended.said.removeprefix('error: ')} ({place / 'log.txt'})")
+        # Others begin anew each time.
+        seconds = study.rates.spent[job.name]["all"] if _keeps(job) else round(ended.seconds, 2)
         study.rates.command_took(key, seconds)
     finally:
         study.rates.write()
@@ -220,14 +238,35 @@ def _attempt_command(study: Study, job: Job, tight: bool) -> Outcome:
     return Outcome("done", progressed=True)
 
 
+def _run_of(study: Study, row: AppRow | ScriptRow, tight: bool) -> Outcome:
+    """See that a run has what a row works on; its record may be all that was kept of it."""
+    assert row.of is not None
+    job = study.runs[row.of]
+    run = study.folder.run(job)
+    over = study.folder.finished(job) is not None
+    if isinstance(row, AppRow):
+        there, until = (run / row.file).exists(), job.maker_of(row.file)
+    else:
+        there, until = over and (run / "config.yaml").exists(), getattr(job.row, "until", None)
+    if there or not over:
+        return Outcome("done" if there else "not begun")
+    assert job.cfg is not None
+    changed = job._replace(row=job.row.model_copy(update={"until": until}))
+    return _go_on(study, changed, job.cfg, tight)
+
+
 def _least_seconds(rates: Rates, job: Job, key: str) -> float:
     """What has to be left to begin a command: its whole time, or what a part of it asks for."""
     least, known = 60 * job.row.needs_minutes, rates.command(key)
     spent = rates.spent.get(job.name, {}).get("all", 0.0)
-    row = job.row
-    keeps = isinstance(row, AppRow) or (
-        isinstance(row, ScriptRow) and SCRIPTS[row.script].keeps is not None
-    )
-    if keeps:
+    if _keeps(job):
         return min(least, max(known - spent, 0.0)) if known is not None else least
     return known if known is not None else max(least, spent)
+
+
+def _keeps(job: Job) -> bool:
+    """Whether a command that is stopped goes on another time."""
+    row = job.row
+    return isinstance(row, AppRow) or (
+        isinstance(row, ScriptRow) and SCRIPTS[row.script].keeps is not None
+    )

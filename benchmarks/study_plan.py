@@ -6,7 +6,7 @@ the app), or one of the scripts here (it names the script). See benchmarks/plans
 
 import io
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self
@@ -26,7 +26,7 @@ from scdd.config.load import load_config, read_yaml
 from scdd.config.run import RunConfig
 from scdd.config.section import Section
 from scdd.errors import ConfigError
-from scdd.method_steps import steps_of
+from scdd.method_steps import Step, steps_of
 from scdd.pipeline import plan
 
 TEACHER = "teacher"
@@ -119,6 +119,7 @@ class Plan(Section):
     @model_validator(mode="after")
     def _rows_can_be_told_apart_and_found(self) -> Self:
         names = [row.name for row in self.rows]
+        commands = {row.name for row in self.rows if not isinstance(row, RunRow)}
         for number, row in enumerate(self.rows):
             if names.count(row.name) > 1:
                 raise ValueError(f"rows: {row.name} stands there twice; name it once")
@@ -131,6 +132,12 @@ class Plan(Section):
                     f"row {row.name}: of: is {of}, but the runs before it are "
                     f"{', '.join(runs) or 'none'}"
                 )
+            for seed in range(row.seeds if isinstance(row, RunRow) else 0):
+                if f"{row.name}-{seed}" in commands:
+                    raise ValueError(
+                        f"row {row.name}-{seed}: is also the name of seed {seed} of {row.name}; "
+                        "choose another"
+                    )
             data = getattr(row, "data", None)
             if data is not None and data not in self.data:
                 raise ValueError(
@@ -159,6 +166,18 @@ class Job(NamedTuple):
         """Of its files."""
         return f"{self.row.name}-{self.seed}" if self.cfg is not None else self.row.name
 
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        """Those of a run, up to where its row ends."""
+        assert self.cfg is not None
+        steps, until = steps_of(self.cfg), getattr(self.row, "until", None)
+        names = [step.name for step in steps]
+        return steps if until is None else steps[: 1 + names.index(until)]
+
+    def maker_of(self, file: str) -> str | None:
+        """The step of a run that makes this file of the run directory, if one does."""
+        return next((step.name for step in self.steps if file in step.shown), None)
+
 
 def read_plan(path: Path) -> Plan:
     """Read a plan.
@@ -178,9 +197,20 @@ def jobs_of(path: Path, study: Plan, folders: Mapping[str, Path]) -> list[Job]:
     """All that the plan asks for, in order; `folders` are the image folders that are known.
 
     Raises:
-        ConfigError: naming the row, if a configuration, step or score of it cannot be used.
+        ConfigError: naming the row, if a configuration, step, score or file of it cannot be used.
     """
-    return [job for row in study.rows for job in _jobs(path, row, folders)]
+    jobs = [job for row in study.rows for job in _jobs(path, row, folders)]
+    first = first_of_runs(jobs)
+    for job in jobs:
+        row = job.row
+        if isinstance(row, AppRow) and first[row.of].maker_of(row.file) is None:
+            raise ConfigError(f"{path}: row {row.name}: file: {row.of} makes no {row.file}")
+    return jobs
+
+
+def first_of_runs(jobs: Iterable[Job]) -> dict[str, Job]:
+    """The first seed of every run, whose files other rows may work on, by the name of its row."""
+    return {job.row.name: job for job in jobs if job.cfg is not None and job.seed == 0}
 
 
 def _jobs(path: Path, row: AnyRow, folders: Mapping[str, Path]) -> Iterator[Job]:
@@ -198,20 +228,22 @@ def _jobs(path: Path, row: AnyRow, folders: Mapping[str, Path]) -> Iterator[Job]
             source = ROOT / row.preset
             with redirect_stdout(io.StringIO()):  # Sections that a method has no use for.
                 cfg = load_config(str(source) if source.is_file() else row.preset, changes)
+            job = Job(row, seed, cfg)
             if seed == 0:
                 plan(cfg, row.until)
-                _check_scores(row, cfg)
-            yield Job(row, seed, cfg)
+                _check_scores(row, job, cfg)
+            yield job
     except ConfigError as error:
         raise ConfigError(f"{path}: row {row.name}: {error}") from error
 
 
-def _check_scores(row: RunRow, cfg: RunConfig) -> None:
+def _check_scores(row: RunRow, job: Job, cfg: RunConfig) -> None:
     """Refuse a score that no student of the row will have."""
     for score in row.scores:
         if score == TEACHER:
-            if not any(step.name == "probe" for step in steps_of(cfg)):
-                raise ConfigError(f"scores: method {cfg.method} has no {TEACHER}")
+            if not any(step.name == "probe" for step in job.steps):
+                ends = "" if row.until is None else f" that ends after {row.until}"
+                raise ConfigError(f"scores: method {cfg.method}{ends} has no {TEACHER}")
             continue
         if row.until is not None:
             raise ConfigError(
@@ -244,5 +276,6 @@ def _checked(section: Any, settings: Any, where: str) -> Any:
         key = ".".join(map(str, first["loc"]))
         message = first["msg"].removeprefix("Value error, ")
         if first["type"] == "extra_forbidden":
-            message = f"unknown key; known: {', '.join(section.model_fields)}"
+            known = f"; known: {', '.join(section.model_fields)}" if len(first["loc"]) == 1 else ""
+            message = f"unknown key{known}"
         raise ConfigError(f"{where}{key + ': ' if key else ''}{message}") from None

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from study_estimate import Foreseen, wanted_steps
+from study_estimate import Foreseen
 from study_folder import StudyFolder
 from study_jobs import Study, next_step
 from study_plan import Job
@@ -42,7 +42,7 @@ def state_of(folder: StudyFolder, job: Job) -> str:
     if job.cfg is None:
         return "begun" if folder.place(job).exists() else "not begun"
     run = folder.run(job)
-    if not any((run / step.name).exists() for step in wanted_steps(job)):
+    if not any((run / step.name).exists() for step in job.steps):
         return "not begun"
     return f"at {next_step(job, run) or 'its end'}"
 

@@ -52,7 +52,7 @@ class Ended(NamedTuple):
     """None: its time was over."""
     seconds: float
     said: str
-    """The last line on its standard error."""
+    """The last line that it has printed."""
 
 
 def script_command(
@@ -80,13 +80,20 @@ def app_command(
     return [*words, "--device", device, *arguments]
 
 
-def run_process(words: Sequence[str], log: Path, seconds: float) -> Ended:
-    """Run a command, its output to `log`, and end it when its time is over."""
+def run_process(words: Sequence[str], log: Path, seconds: float, lock: int | None = None) -> Ended:
+    """Run a command, its output to `log`, and end it when its time is over.
+
+    It holds the open file `lock` as well, so that whoever goes on after a kill waits for it.
+    """
     log.parent.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
     with log.open("wb") as output:
         process = subprocess.Popen(
-            list(words), env=_environment(os.environ), stdout=output, stderr=subprocess.STDOUT
+            list(words),
+            env=_environment(os.environ),
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            pass_fds=() if lock is None else (lock,),
         )
         try:
             code: int | None = process.wait(max(0.0, seconds - GRACE_SECONDS))

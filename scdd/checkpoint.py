@@ -79,15 +79,15 @@ def fill(model: nn.Module, weights: dict[str, Tensor], origin: Path) -> nn.Modul
     return model
 
 
-def load_checked(path: Path) -> Any:
-    """Read a file of torch.save that holds data alone, whatever its name, with its checksums.
+def load_checked(path: Path | io.BytesIO) -> Any:
+    """Read a file of torch.save, or its bytes, if it holds data alone, with its checksums.
 
     torch itself reads past a flipped bit.
 
     Raises:
         zipfile.BadZipFile or one of DAMAGED: if the file is damaged, or would run code.
     """
-    with path.open("rb") as file:
+    with path.open("rb") if isinstance(path, Path) else path as file:
         if zipfile.is_zipfile(file):
             file.seek(0)
             with zipfile.ZipFile(file) as archive:

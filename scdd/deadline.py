@@ -4,6 +4,7 @@ It decides when a state is saved, never what is computed, and is part of no file
 """
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from scdd.errors import OutOfTime
@@ -27,10 +28,16 @@ class Deadline:
     Args:
         seconds: given to this process.
         paces: of steps by name, as far as they are known; what is learnt is kept in them.
+        reserve: seconds that are wanted for what follows, asked anew each time.
     """
 
-    def __init__(self, seconds: float, paces: dict[str, Pace] | None = None) -> None:
-        self._ends = time.monotonic() + seconds
+    def __init__(
+        self,
+        seconds: float,
+        paces: dict[str, Pace] | None = None,
+        reserve: Callable[[], float] = float,
+    ) -> None:
+        self._ends, self._reserve = time.monotonic() + seconds, reserve
         self.paces = {} if paces is None else paces
         self.spent: dict[str, float] = {}
         """Seconds in each step, by name."""
@@ -41,7 +48,7 @@ class Deadline:
     @property
     def left(self) -> float:
         """Seconds until it is over."""
-        return self._ends - time.monotonic()
+        return self._ends - time.monotonic() - self._reserve()
 
     def begin(self, step: str) -> None:
         """Say that a step begins.

@@ -14,6 +14,8 @@ from scdd.errors import DiskFull, UserError
 from scdd.tables import size
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+NO_SPACE = "no space left to write it"
+"""What is said of a full disk, by other processes too."""
 
 
 @contextlib.contextmanager
@@ -134,9 +136,7 @@ def refuse_if_full(path: Path, error: OSError) -> None:
         DiskFull: if it is that.
     """
     if error.errno in FULL:
-        raise DiskFull(
-            f"{path}: no space left to write it; free some and run the same command again"
-        ) from error
+        raise DiskFull(f"{path}: {NO_SPACE}; free some and run the same command again") from error
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -70,6 +70,16 @@ def test_what_is_known_of_a_step_decides_whether_it_is_begun_and_unknown_ones_ar
         limit.begin("relabel")
 
 
+def test_what_follows_is_left_time_for_as_it_grows(clock: Clock):
+    wanted = [1.0]
+    limit = Deadline(10, {"a": Pace(start=4)}, reserve=lambda: wanted[0])
+    limit.begin("a")
+    assert limit.left == 9
+    wanted[0] = 6.0
+    with pytest.raises(OutOfTime, match="too little time is left to begin a"):
+        limit.begin("a")
+
+
 def test_parts_without_a_state_are_stopped_between_by_the_longest_so_far(clock: Clock):
     limit = Deadline(100)
     limit.begin("relabel")

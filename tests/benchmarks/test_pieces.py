@@ -4,7 +4,9 @@ import argparse
 import json
 import os
 import random
+import resource
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,9 +14,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from benchmarks.study import fill_from, parse_size, write_pieces
+from benchmarks.study import (
+    StudyFolder,
+    check_place,
+    fill_from,
+    parse_size,
+    reserve,
+    write_pieces,
+)
 from scdd.checkpoint import Checkpoint
-from scdd.errors import UserError
+from scdd.errors import DiskFull, UserError
 
 TITLE = "some study"
 SMALL = 10_000
@@ -107,6 +116,30 @@ def test_of_a_row_that_is_over_only_what_others_may_share_is_kept(tmp_path: Path
     assert contents(tmp_path / "other").keys() == {*kept, "study.json"}
 
 
+def test_a_row_may_be_called_as_what_is_cheap_inside_of_a_step(tmp_path: Path):
+    folder, pieces = study(tmp_path / "study"), tmp_path / "pieces"
+    kept = write(folder, "runs/features-0/squeeze/squeeze.checkpoint", b"state")
+    write(folder, "runs/features-0/probe_labellers/a/features-05/v.safetensors", b"cheap")
+    write_pieces(folder, pieces, TITLE, 1, SMALL)
+    fill_from(pieces, tmp_path / "other", TITLE)
+    assert contents(tmp_path / "other").keys() == {str(kept.relative_to(folder)), "study.json"}
+
+
+def test_the_time_that_is_kept_for_pieces_grows_with_what_goes_into_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    folder, now = study(tmp_path / "study"), 0.0
+    monkeypatch.setattr("piece_files.time", SimpleNamespace(monotonic=lambda: now))
+    seconds = reserve(folder, tuple)
+    assert seconds() == pytest.approx(1, abs=0.01)
+    with write(folder, "runs/a-0/squeeze/squeeze.checkpoint", b"").open("wb") as file:
+        file.truncate(500_000_000)  # Takes no room.
+    os.link(file.name, folder / "runs/a-0/link")
+    assert seconds() == pytest.approx(1, abs=0.01), "counting takes time too"
+    now = 11.0
+    assert seconds() == pytest.approx(11, abs=0.01)
+
+
 def test_the_weights_that_two_files_have_in_common_are_written_once(tmp_path: Path):
     folder, pieces = study(tmp_path / "study"), tmp_path / "pieces"
     weights = {f"layer{n}": torch.randn(200, 200) for n in range(4)}
@@ -160,6 +193,19 @@ def test_as_bf16_moments_lose_what_bf16_loses_and_all_else_stays(tmp_path: Path)
                 torch.testing.assert_close(ours, value, rtol=2**-8, atol=0)
 
 
+def test_a_damaged_checkpoint_comes_back_as_it_is_to_be_refused_where_it_is_read(tmp_path: Path):
+    folder, pieces = study(tmp_path / "study"), tmp_path / "pieces"
+    optimizer = {"state": {0: {"momentum_buffer": torch.ones(5000)}}}
+    Checkpoint(folder / "x.checkpoint", 0).save({"optimizer": optimizer})
+    data = bytearray((folder / "x.checkpoint").read_bytes())
+    data[len(data) // 2] ^= 1  # Of a moment: torch reads past it.
+    (folder / "x.checkpoint").write_bytes(data)
+    write(folder, "y.checkpoint", b"no checkpoint")
+    write_pieces(folder, pieces, TITLE, 1, SMALL, bf16=True)
+    fill_from(pieces, tmp_path / "other", TITLE)
+    assert contents(tmp_path / "other") == contents(folder)
+
+
 @pytest.fixture
 def cut(tmp_path: Path) -> tuple[Path, Path]:
     """Pieces of a study at its third turn, and where it might go on."""
@@ -206,6 +252,15 @@ def _change(pieces: Path, **values: object) -> None:
     (pieces / "manifest.json").write_text(json.dumps(manifest | values))
 
 
+def _another_offset(pieces: Path) -> None:
+    parts = json.loads((pieces / "manifest.json").read_text())["parts"]
+    (key, (name, offset, length)) = max(parts.items(), key=lambda item: item[1][2])
+    _change(pieces, parts=parts | {key: [name, offset + 1, length]})
+
+
+LINK = {"path": "x", "link": "y"}
+
+
 @pytest.mark.parametrize(
     ("harm", "said"),
     [
@@ -215,8 +270,12 @@ def _change(pieces: Path, **values: object) -> None:
         (lambda p: _change(p, study="other"), "is of the study 'other', not 'some study'"),
         (lambda p: _change(p, schema="x"), "manifest.json: holds 'x', not 'scdd pieces 1'"),
         (lambda p: _change(p, turn="3"), "manifest.json: is damaged; bring it anew"),
-        (lambda p: _change(p, files=[{"path": "../x"}]), "names ../x, which lies outside"),
-        (lambda p: _change(p, files=[{"path": "/x"}]), "names /x, which lies outside"),
+        (lambda p: _change(p, files=[LINK | {"path": "../x"}]), "names ../x, which lies outside"),
+        (lambda p: _change(p, files=[LINK | {"path": "/x"}]), "names /x, which lies outside"),
+        (lambda p: _change(p, files=[LINK | {"link": "../x"}]), "names ../x, which lies outside"),
+        (lambda p: _change(p, files=[{"path": "x"}]), "manifest.json: is damaged; bring it anew"),
+        (lambda p: _change(p, parts={}), "manifest.json: is damaged; bring it anew"),
+        (_another_offset, "manifest.json: is damaged; bring it anew"),
         (lambda p: (p / "manifest.json").write_text("[1"), "manifest.json: is damaged"),
     ],
 )
@@ -239,6 +298,65 @@ def test_a_folder_of_another_study_is_not_filled(cut: tuple[Path, Path]):
     study(other, 1, "quite another")
     with pytest.raises(UserError, match="belongs to the study 'quite another', not 'some study'"):
         fill_from(pieces, other, TITLE)
+
+
+def test_two_copies_that_were_both_gone_on_with_are_told_apart(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    """The pieces of one would take the place of what the other has made."""
+    here, there, pieces = tmp_path / "here", tmp_path / "there", tmp_path / "pieces"
+    with StudyFolder(here).held(TITLE) as turn:
+        write_pieces(here, pieces, TITLE, turn, SMALL)
+    fill_from(pieces, there, TITLE)
+    with StudyFolder(here).held(TITLE):
+        pass
+    fill_from(pieces, here, TITLE)
+    assert capsys.readouterr().out.endswith(
+        f"{here}: is newer than the pieces in {pieces}, and gone on with\n"
+    )
+    for _ in range(2):
+        with StudyFolder(there).held(TITLE) as turn:
+            write_pieces(there, pieces, TITLE, turn, SMALL)
+        with pytest.raises(UserError, match="here: was gone on with, and so was another copy"):
+            fill_from(pieces, here, TITLE)
+    here.rename(tmp_path / "away")
+    fill_from(pieces, here, TITLE)
+    assert contents(here).keys() == {"study.json"}
+
+
+def test_a_folder_that_a_process_works_in_is_not_moved_aside(cut: tuple[Path, Path]):
+    pieces, other = cut
+    with StudyFolder(other).held(TITLE):
+        write(other, "mine", b"older")
+        with pytest.raises(UserError, match="another process is at work on this study"):
+            fill_from(pieces, other, TITLE)
+        assert contents(other).keys() == {"mine", "study.json", "study.lock"}
+    assert len(list(other.parent.iterdir())) == 3
+
+
+def test_without_room_nothing_is_filled_and_nothing_left_behind(cut: tuple[Path, Path]):
+    pieces, other = cut
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+    try:
+        with pytest.raises(DiskFull, match="no space left to write it"):
+            fill_from(pieces, other, TITLE)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert {path.name for path in other.parent.iterdir()} == {"study", "pieces"}
+
+
+def test_a_place_where_pieces_cannot_be_is_refused_before_there_are_any(tmp_path: Path):
+    folder = study(tmp_path / "study")
+    for pieces in (folder, folder / "pieces"):
+        with pytest.raises(UserError, match=r"lies in .*study; choose a folder beside it"):
+            check_place(pieces, folder)
+    (tmp_path / "file").touch()
+    for pieces in (tmp_path / "file", tmp_path / "file" / "pieces"):
+        with pytest.raises(UserError, match=r"cannot be written to \(.*\); choose another folder"):
+            check_place(pieces, folder)
+    check_place(tmp_path / "new" / "pieces", folder)
+    assert (tmp_path / "new" / "pieces").is_dir()
 
 
 def test_a_kill_between_piece_and_manifest_leaves_those_of_before(

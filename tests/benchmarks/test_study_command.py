@@ -1,8 +1,11 @@
 """A study stops and goes on, shares, records, refuses; stopped anywhere it ends with the same."""
 
+import errno
 import json
 import math
+import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -34,6 +37,15 @@ ROWS = [
     RUN | {"scores": ["distilled, soft", "random real, hard"]},
     RUN | {"name": "longer", "set": [*SMALL, "posttrain.epochs=8"], "seeds": 2},
 ]
+APP = {
+    "name": "app",
+    "app": "crossarch",
+    "of": "run",
+    "arguments": ["--arch", "resnet8", "--epochs", "4"],
+    "needs_minutes": 0.1,
+}
+VIEWS = ["--images", "64", "--batch", "32", "--size", "8", "--rounds", "1", "--workers", "1"]
+SCRIPT = {"name": "s", "script": "augment_throughput", "arguments": VIEWS, "needs_minutes": 0.1}
 
 
 def written(path: Path, *rows: dict, **changes: object) -> Path:
@@ -133,7 +145,7 @@ def test_stopped_anywhere_and_carried_to_another_folder_in_pieces_it_ends_with_t
 ):
     draw, stops = random.Random(5), 0
     asked = iter(lambda: draw.randrange(8, 28), None)
-    monkeypatch.setattr("study_jobs.Deadline", lambda s, p: Questions(s, p, asked))
+    monkeypatch.setattr("study_jobs.Deadline", lambda s, p, _: Questions(s, p, asked))
     plan, pieces = written(tmp_path / "plan.yaml", ROWS[1]), tmp_path / "pieces"
     out = tmp_path / "0"
     while stops < 60:
@@ -174,22 +186,39 @@ def test_what_does_not_fit_is_not_begun_and_a_later_row_that_does_is_made(tmp_pa
         study(plan, out, minutes=10)
     assert not (out / "runs" / "teacher-0" / "squeeze").exists()
     assert record(out, "other-0")["scores"].keys() == {"teacher"}
+    new = TEACHER | {"name": "new", "set": [*SMALL, "squeeze.batch=12"]}
+    with pytest.raises(OutOfTime, match="1 of 2 rows are done"):
+        study(written(plan, TEACHER, new), out, minutes=10)
+    assert record(out, "new-0")["scores"].keys() == {"teacher"}, "of which nothing was known"
 
 
 def test_a_row_that_cannot_go_on_is_kept_with_its_reason_and_tried_again_when_asked(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    weak = TEACHER | {"set": [*SMALL, "probe.floor=99.9"]}
-    app = {"name": "app", "app": "crossarch", "of": "teacher"}
+    weak = RUN | {"set": [*SMALL, "probe.floor=99.9"]}
+    app = {"name": "app", "app": "crossarch", "of": "run"}
     plan = written(tmp_path / "p", weak, app, TEACHER | {"name": "good"})
     out = tmp_path / "out"
-    for words, tried in (((), True), ((), False), (("--retry",), True)):
-        with pytest.raises(RunError, match=r"1 of 3 rows are done; teacher-0 cannot go on, nor"):
-            study(plan, out, *words)
+    for words, tried in (((), True), ((), False), (("--retry",), True), (None, True)):
+        if words is None:
+            (out / "failed" / "run-0.json").write_text("{")  # Nothing can be read in it.
+        with pytest.raises(RunError, match=r"1 of 3 rows are done; run-0 cannot go on, nor"):
+            study(plan, out, *(words or ()))
         printed = capsys.readouterr().out
         assert ("probe: running" in printed) == tried
-        assert "teacher-0: " in printed and "99.9" in printed
+        assert "run-0: " in printed and "99.9" in printed
         assert record(out, "good-0")["scores"]["teacher"] > 0
+
+
+def test_a_half_made_row_that_the_plan_asks_for_otherwise_says_what_to_move(tmp_path: Path):
+    out = tmp_path / "out"
+    study(written(tmp_path / "p", TEACHER), out)
+    (out / "rows" / "teacher-0.json").unlink()
+    changed = TEACHER | {"set": [*SMALL, "squeeze.batch=14"]}
+    with pytest.raises(
+        RunError, match=r"squeeze.batch = 16, now it is 14; .* \(here: move .* away\)"
+    ):
+        study(written(tmp_path / "p", changed), out)
 
 
 def test_a_full_disk_ends_the_study_and_finished_rows_stay(
@@ -201,11 +230,31 @@ def test_a_full_disk_ends_the_study_and_finished_rows_stay(
     def full(*_: object, **__: object) -> None:
         raise DiskFull("x: no space left to write it")
 
-    monkeypatch.setattr("study_jobs.distill", full)
-    with pytest.raises(DiskFull, match="no space left"):
-        study(plan, out)
-    assert record(out, "teacher-0")["row"] == "teacher"
-    assert not (out / "failed").exists(), "it is no fault of the row"
+    def of_the_system(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    pieces = tmp_path / "elsewhere"
+    for distill in (full, of_the_system):
+        monkeypatch.setattr("study_jobs.distill", distill)
+        with pytest.raises(DiskFull, match="no space left"):
+            study(plan, out, "--pieces", pieces)
+        assert record(out, "teacher-0")["row"] == "teacher"
+        assert not (out / "failed").exists(), "it is no fault of the row"
+    command.fill_from(pieces, tmp_path / "other", "Tiny")
+    assert record(tmp_path / "other", "teacher-0") == record(out, "teacher-0")
+
+
+def test_the_time_of_a_row_that_was_moved_away_is_no_part_of_the_new_one(tmp_path: Path):
+    plan, out = written(tmp_path / "p", TEACHER), tmp_path / "out"
+    study(plan, out)
+    path = out / "rates.json"
+    rates = json.loads(path.read_text())
+    rates["devices"]["cpu"]["spent"]["teacher-0"]["squeeze"] = 1e6
+    path.write_text(json.dumps(rates))
+    for name in ("runs/teacher-0", "rows/teacher-0.json"):
+        (out / name).rename(tmp_path / Path(name).name)
+    study(plan, out)
+    assert record(out, "teacher-0")["seconds"]["squeeze"] < 1e6
 
 
 def test_a_finished_row_that_the_plan_asks_for_otherwise_is_refused_with_the_key(
@@ -215,6 +264,42 @@ def test_a_finished_row_that_the_plan_asks_for_otherwise_is_refused_with_the_key
     with pytest.raises(ConfigError) as caught:
         study(written(tmp_path / "p", changed), whole)
     assert "run-0.json: was made with another recover.lr than the plan has now" in str(caught.value)
+
+
+def test_a_disk_that_is_full_to_an_app_is_no_fault_of_its_row(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    out, code = tmp_path / "out", "from scdd.files import refuse_if_full as f; "
+    shutil.copytree(whole, out)
+    code += "import pathlib; f(pathlib.Path('net'), OSError(28, ''))"
+    monkeypatch.setattr("study_jobs.app_command", lambda *_: [sys.executable, "-c", code])
+    with pytest.raises(DiskFull, match="net: no space left to write it"):
+        study(written(tmp_path / "p", ROWS[1], APP), out)
+    assert not (out / "failed").exists() and record(out, "run-0") == record(whole, "run-0")
+
+
+def test_files_that_pieces_have_left_behind_are_made_again_for_an_app(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A later plan has an app on the file of a row that was over before there was that plan."""
+    pieces, out = tmp_path / "pieces", tmp_path / "out"
+    study(whole.parent / "plan.yaml", whole, "--pieces", pieces)
+    given = []
+
+    def tried(words: list[str], *_: object) -> object:
+        given.append(Path(words[4]))
+        return sys.modules["study_scripts"].Ended(1, 1.0, "error: that is all")
+
+    monkeypatch.setattr("study_jobs.run_process", tried)
+    row = ROWS[1]
+    for rows in ([row, APP], [row, APP | {"file": "random_real.h5", "name": "other"}]):
+        with pytest.raises(RunError, match="that is all"):
+            study(written(tmp_path / "p", *rows), out, "--pieces", pieces)
+    assert [path.name for path in given] == ["distilled.h5", "random_real.h5"]
+    for path in given:
+        assert tiny_run.digest(path) == tiny_run.digest(whole / "runs" / "run-0" / path.name)
+    assert not (out / "runs" / "run-0" / "posttrain").exists(), "no more than that"
+    assert record(out, "run-0") == record(whole, "run-0")
 
 
 @pytest.mark.parametrize("plan", PLANS, ids=lambda path: path.stem)
@@ -235,6 +320,33 @@ def test_the_estimate_counts_a_shared_teacher_once_and_says_what_is_assumed(
     for row in ("run-0", "longer-0"):
         assert "squeeze" not in lines[row] and "posttrain" in lines[row]
     assert "assumed: squeeze, probe" in lines["teacher-0"]
+
+
+def test_an_estimate_without_a_folder_reads_no_rates(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "rates.json").write_text("of something else")
+    command.main([str(written(tmp_path / "p", TEACHER)), "--estimate", "--device", "cpu"])
+    assert "assumed: squeeze, probe" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"paces": {"squeeze": {"begin": 1}}},
+        {"paces": {"squeeze": {"start": "1 s"}}},
+        {"speeds": {"squeeze": 1}},
+        {"commands": {"prune": None}},
+        {"spent": []},
+    ],
+)
+def test_rates_that_cannot_be_read_are_refused(content: dict, tmp_path: Path):
+    path = tmp_path / "rates.json"
+    path.write_text(json.dumps({"schema": "scdd rates 1", "devices": {"cpu": content}}))
+    words = ["--estimate", "--device", "cpu", "--out", str(tmp_path)]
+    with pytest.raises(ConfigError, match=r"is no file of rates .* move it away"):
+        command.main([str(written(tmp_path / "p", TEACHER)), *words])
 
 
 def test_what_was_measured_takes_the_place_of_what_is_assumed_on_another_machine_too(
@@ -268,6 +380,19 @@ def test_what_was_measured_takes_the_place_of_what_is_assumed_on_another_machine
         ([TEACHER | {"data": "given"}], "row teacher: data: give --data given=DIR"),
         ([RUN | {"scores": ["distilled"]}], "row run: scores: no network has 'distilled'; known:"),
         ([RUN | {"until": "probe"}], "row run: scores: 'distilled, soft' wants students, but"),
+        ([TEACHER | {"until": "squeeze"}], "scores: method scdd that ends after squeeze has no te"),
+        (
+            [TEACHER, {"name": "a", "app": "prune", "of": "teacher"}],
+            "row a: file: teacher makes no distilled.h5",
+        ),
+        (
+            [RUN, {"name": "a", "app": "prune", "of": "run", "file": "real_start.h5"}],
+            "row a: file: run makes no real_start.h5",
+        ),
+        (
+            [RUN, {"name": "run-0", "app": "prune", "of": "run"}],
+            "row run-0: is also the name of seed 0 of run; choose another",
+        ),
         (
             [RUN, {"name": "a", "app": "prune", "of": "runs"}],
             "row a: of: is runs, but the runs before it are run",
@@ -300,6 +425,8 @@ def test_a_plan_that_cannot_be_made_is_refused_before_anything_runs(
     [
         (["--minutes", "0"], "--minutes 0: wants more than 0"),
         (["--minutes", "nan"], "--minutes nan: wants more than 0"),
+        (["--estimate", "--tflops", "0"], "--tflops 0: wants more than 0"),
+        (["--estimate", "--step-ms", "-1"], "--step-ms -1: wants more than 0"),
         (["--data", "x"], "--data x: wants NAME=DIR"),
         (["--data", "x=/nowhere"], "the plan has no images 'x'; it has: none"),
     ],
@@ -308,6 +435,64 @@ def test_options_that_cannot_serve_are_refused(words: list[str], said: str, tmp_
     with pytest.raises(ConfigError) as caught:
         study(written(tmp_path / "p"), tmp_path / "out", *words)
     assert said in str(caught.value) and not (tmp_path / "out").exists()
+
+
+def test_an_unknown_key_of_images_is_not_told_the_keys_of_a_plan(tmp_path: Path):
+    plan = written(tmp_path / "p", data={"cifar10": {"train": 9, "classes": 3, "px": 32}})
+    with pytest.raises(ConfigError, match=r"p: data\.cifar10\.px: unknown key$"):
+        study(plan, tmp_path / "out")
+
+
+def test_a_copy_without_its_repository_wants_its_commit_before_anything_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("record.ROOT", tmp_path)
+    monkeypatch.setenv("SCDD_COMMIT", "")
+    plan, out = written(tmp_path / "p", TEACHER), tmp_path / "out"
+    with pytest.raises(UserError, match=r"git tells no commit of it; .* say the commit"):
+        study(plan, out)
+    assert not out.exists()
+    study(plan, out, "--commit", "abc1234")
+    assert record(out, "teacher-0")["commit"] == "abc1234"
+
+
+def test_pieces_are_refused_before_anything_runs_where_they_cannot_be(tmp_path: Path):
+    with pytest.raises(UserError, match=r"--pieces .* lies in .*; choose a folder beside it"):
+        study(written(tmp_path / "p"), tmp_path / "out", "--pieces", tmp_path / "out" / "pieces")
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_a_killed_study_had_begun_is_waited_for(tmp_path: Path):
+    """It would work on in the folder of its row."""
+    out = tmp_path / "out"
+    code = (
+        f"import sys; sys.path.append({str(Path(command.__file__).parent)!r})\n"
+        "from pathlib import Path; from study_folder import StudyFolder\n"
+        "from study_scripts import run_process\n"
+        f"folder, own = StudyFolder(Path({str(out)!r})), 'import os, time; print(os.getpid()); '\n"
+        "with folder.held('Tiny'):\n"
+        "    words = [sys.executable, '-uc', own + 'time.sleep(600)']\n"
+        "    run_process(words, folder.path / 'log.txt', 600, folder.lock)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], env=child_environment())
+    log, folder = out / "log.txt", sys.modules["study_folder"].StudyFolder(out)
+    while not (log.exists() and log.read_text().endswith("\n")):
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    try:
+        with pytest.raises(UserError, match="or an app or script that it has begun; wait for it"):
+            folder.held("Tiny").__enter__()
+    finally:
+        os.kill(int(log.read_text()), signal.SIGKILL)
+    for _ in range(600):
+        try:
+            with folder.held("Tiny") as turn:
+                break
+        except UserError:
+            time.sleep(0.05)
+    assert turn == 2
 
 
 def test_a_folder_of_something_else_is_not_used(tmp_path: Path, whole: Path):
@@ -326,17 +511,6 @@ def test_a_process_is_ended_when_its_time_is_over_and_its_last_words_are_kept(tm
     code = "raise SystemExit('error: no such thing')"
     ended = run([sys.executable, "-c", code], tmp_path / "log.txt", 60)
     assert ended.code == 1 and ended.said == "error: no such thing"
-
-
-APP = {
-    "name": "app",
-    "app": "crossarch",
-    "of": "run",
-    "arguments": ["--arch", "resnet8", "--epochs", "4"],
-    "needs_minutes": 0.1,
-}
-VIEWS = ["--images", "64", "--batch", "32", "--size", "8", "--rounds", "1", "--workers", "1"]
-SCRIPT = {"name": "s", "script": "augment_throughput", "arguments": VIEWS, "needs_minutes": 0.1}
 
 
 @pytest.mark.slow
