@@ -21,7 +21,9 @@ from typing import Any
 import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT)]
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
+
+from plain_errors import in_a_sentence  # noqa: E402
 
 from scdd.distilled import DistilledFile  # noqa: E402
 from scdd.distilled.bill import describe_bill  # noqa: E402
@@ -36,13 +38,13 @@ def record(run: Path) -> dict[str, Any]:
     """Collect what a table needs to be believed.
 
     Raises:
-        SystemExit: if the run is not finished.
+        UserError: if the run is not finished.
     """
     results, environment = run / "results.json", run / "environment.json"
     if "app" in json.loads(results.read_text() if results.exists() else "{}"):
         return record_app(results)
     if not (run / "report" / "done.json").exists():
-        raise SystemExit(f"{run}: is not a finished run; finish it with scdd distill")
+        raise UserError(f"{run}: is not a finished run; finish it with scdd distill")
     config = without_roots(yaml.safe_load((run / "config.yaml").read_text()))
     steps = {path.parent.name: json.loads(path.read_text()) for path in run.glob("*/done.json")}
     scores = json.loads(results.read_text())
@@ -160,10 +162,16 @@ def _git(root: Path, *arguments: str) -> str:
     return done.stdout.strip()
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Read the command line and write the file."""
     if len(sys.argv) != 3:
         raise SystemExit(__doc__)
     target = Path(sys.argv[2])
+    found = record(Path(sys.argv[1]))
     target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(json.dumps(record(Path(sys.argv[1])), indent=2) + "\n")
+    target.write_text(json.dumps(found, indent=2) + "\n")
     print(target)
+
+
+if __name__ == "__main__":
+    in_a_sentence(main)
