@@ -83,7 +83,8 @@ def read_study(path: Path) -> Study:
     try:
         return Study.model_validate(read_yaml(path))
     except ValidationError as error:
-        first = error.errors()[0]
+        # Before what is missing, as that may be misspelt.
+        first = min(error.errors(), key=lambda each: each["type"] != "extra_forbidden")
         key = ".".join(map(str, first["loc"]))
         message = first["msg"].removeprefix("Value error, ")
         if first["type"] == "extra_forbidden":

@@ -34,22 +34,24 @@ def ablation_table(result: Mapping[str, Any]) -> str:
     headers = ["arm", *columns, "teacher", "time", *(["against"] if several else [])]
     config, environment = result["config"], result["environment"]
     trained, paid = _each(config)
+    runs = f"mean +- sd of {result['n']} whole runs" if result["n"] > 1 else "one whole run"
     missing = f" Not finished: {', '.join(result['failed'])}." if result["failed"] else ""
-    own_scores = [
-        f"{arm['title'] or arm['name']}: {'; '.join(arm['scores'])}"
+    others = "".join(
+        f" In the row {arm['title'] or arm['name']}, '{own}' stands in the column '{score}'."
         for arm in asked["arms"]
-        if arm["scores"]
-    ]
-    others = f" Scores of other images and labels: {', '.join(own_scores)}." if own_scores else ""
+        for score, own in zip(scores, arm["scores"], strict=bool(arm["scores"]))
+        if own != score
+    )
     val = rows[0]["val_images"] if rows else 0
     hardware = environment.get("gpu") or environment["processor"]
     control = "the arm it is against" if several else asked["arms"][0]["title"] or first
     note = (
         f"{asked['title']} ({asked['paper']}). Top-1 % on {val} real validation images, last "
-        f"epoch, mean +- sd of {result['n']} whole runs, {trained} each; "
+        f"epoch, {runs}, {trained} each; "
         f"difference to {control}, seed by seed, with its standard error, and a sign where it is "
         f"more than two of them.{others} Preset {asked['preset']}, {paid}; time: of "
-        f"all steps of a run.{missing} {hardware}, {environment['cpu_threads']} threads, torch "
+        f"all steps of a run.{missing} {hardware}, "
+        f"{counted(environment['cpu_threads'], 'thread')}, torch "
         f"{environment['versions']['torch']}, commit {result['commit']}."
     )
     return f"{table([*headers, *(['paper'] if with_paper else [])], lines)}\n\n{note}\n"

@@ -31,7 +31,7 @@ from shared_steps import facts_of, share_steps  # noqa: E402
 from scdd.config.load import load_config, read_run_config  # noqa: E402
 from scdd.config.run import RunConfig  # noqa: E402
 from scdd.device import resolve_device  # noqa: E402
-from scdd.errors import ConfigError, RunError  # noqa: E402
+from scdd.errors import ConfigError, RunError, UserError  # noqa: E402
 from scdd.files import write_json  # noqa: E402
 from scdd.pipeline import distill, plan  # noqa: E402
 from scdd.progress import say  # noqa: E402
@@ -58,6 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     device = resolve_device(options.device)
     out = options.out or Path("runs") / "ablations" / name
     refuse_other_result(options.result, SCHEMA, name)
+    _refuse_fewer(options.result, seeds)
     rows: list[dict[str, Any]] = []
     failed: dict[str, str] = {}
     threads = torch.get_num_threads()
@@ -140,6 +141,17 @@ def check_scores(study: Study, arm: Arm, cfg: RunConfig) -> None:
             raise ConfigError(f"arm {arm.name}: {error}") from error
 
 
+def _refuse_fewer(result: Path | None, seeds: int) -> None:
+    if result is None or not result.exists():
+        return
+    before = json.loads(result.read_text(encoding="utf-8"))["n"]
+    if before > seeds:
+        raise ConfigError(
+            f"{result}: is of {before} runs an arm, and {seeds} would be left; give --seeds "
+            f"{before}, or choose another name"
+        )
+
+
 def finished_row(
     study: Study, arm: Arm, seed: int, cfg: RunConfig, run: Path, device: torch.device
 ) -> dict[str, Any]:
@@ -149,7 +161,12 @@ def finished_row(
         row = json.loads(record.read_text())
     else:
         share_steps(cfg, run)
-        distill(cfg, run, device)
+        try:
+            distill(cfg, run, device)
+        except UserError as error:
+            if "--redo" not in str(error):
+                raise
+            raise ConfigError(f"{error}; a study has no --redo: move {run} away for it") from error
         row = {"arm": arm.name, "seed": seed, **facts_of(cfg, run)}
         write_json(record, row)
     scores = [top1_of(row["students"], score) for score in arm.scores or study.scores]

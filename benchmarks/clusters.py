@@ -31,7 +31,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 from plain_errors import in_a_sentence  # noqa: E402
-from provenance import measured_on, refuse_other_result  # noqa: E402
+from provenance import measured_on, refuse_other_picture, refuse_other_result  # noqa: E402
 from record import commit  # noqa: E402
 from tables import clusters_table, two_digits  # noqa: E402
 
@@ -58,6 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Compute features, draw, print."""
     options = parse(arguments)
     refuse_other_result(options.result, SCHEMA)
+    refuse_other_picture(options.out)
     device = resolve_device(options.device)
     weights, facts = load_weights(options.teacher)
     if "classes" not in facts:

@@ -20,6 +20,7 @@ finished run of the same preset, of which no step was interrupted.
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -121,7 +122,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--data", type=Path)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--rounds", type=_positive, default=3)
-    parser.add_argument("--scale", type=float, default=1.0)
+    parser.add_argument("--scale", type=_above_zero, default=1.0)
     parser.add_argument("--scratch", type=Path, help="where measurements lie")
     parser.add_argument("--full-size", type=_positive, nargs=3, metavar=("TRAIN", "VAL", "CLASSES"))
     parser.add_argument("--out", type=Path)
@@ -133,6 +134,13 @@ def _positive(word: str) -> int:
     number = int(word)
     if number < 1:
         raise argparse.ArgumentTypeError(f"{word} is not 1 or more")
+    return number
+
+
+def _above_zero(word: str) -> float:
+    number = float(word)
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"{word} is not above 0")
     return number
 
 

@@ -1,6 +1,7 @@
 """Where and with what a result came to be, without the folders of whoever measured it."""
 
 import json
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -12,6 +13,9 @@ from record import without_folder, without_roots
 from scdd.config.run import RunConfig
 from scdd.errors import ConfigError
 from scdd.run import environment
+
+PNG = b"\x89PNG\r\n\x1a\n"
+"""How such files begin."""
 
 
 def measured_on(device: torch.device, threads: int | None = None) -> dict[str, Any]:
@@ -32,9 +36,12 @@ def refuse_other_result(path: Path | None, schema: str, study: str | None = None
     """Refuse to replace a file that is not an earlier result of the same kind.
 
     Raises:
-        ConfigError: saying what it is instead.
+        ConfigError: saying what it is instead, or that its folder cannot be written to.
     """
-    if path is None or not path.exists():
+    if path is None:
+        return
+    _refuse_unwritable(path)
+    if not path.exists():
         return
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
@@ -46,3 +53,25 @@ def refuse_other_result(path: Path | None, schema: str, study: str | None = None
         raise ConfigError(
             f"{path}: holds '{before}'{theirs}, not '{schema}'{ours}; choose another name"
         )
+
+
+def refuse_other_picture(path: Path | None) -> None:
+    """Refuse to write a picture over what is none, or under a name that says something else.
+
+    Raises:
+        ConfigError: if it is not `.png`, or there is a file that is no PNG.
+    """
+    if path is None:
+        return
+    _refuse_unwritable(path)
+    if path.suffix.lower() != ".png":
+        raise ConfigError(f"{path}: pictures are PNG; choose a name that ends in .png")
+    if path.exists() and (path.is_dir() or path.read_bytes()[:8] != PNG):
+        raise ConfigError(f"{path}: is no picture; choose another name")
+
+
+def _refuse_unwritable(path: Path) -> None:
+    """Find out before measuring, not after, that the outcome has no place."""
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise ConfigError(f"{path}: {folder} cannot be written to; choose another folder")

@@ -60,6 +60,11 @@ class Rates:
                 ) from error
         return cls(path, device, content)
 
+    @property
+    def learnt(self) -> bool:
+        """Whether anything is known of this device."""
+        return bool(self._speeds or self._commands)
+
     def write(self) -> None:
         """Keep what was learnt."""
         assert self.path is not None

@@ -25,6 +25,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 from plain_errors import in_a_sentence  # noqa: E402
 
+from scdd.checkpoint import load_weights  # noqa: E402
 from scdd.distilled import DistilledFile  # noqa: E402
 from scdd.distilled.bill import describe_bill  # noqa: E402
 from scdd.errors import UserError  # noqa: E402
@@ -65,7 +66,8 @@ def _of_classes(run: Path, config: dict[str, Any], scores: dict[str, Any]) -> di
     return {
         "schema": SCHEMA,
         "n": config["posttrain"]["seeds"],
-        "teacher_top1": _metrics(run, "probe")[-1]["val_top1"],
+        # Not from the log, where a probe that was taken over has no line.
+        "teacher_top1": load_weights(run / "probe" / "teacher.safetensors")[1]["val_top1"],
     }
 
 

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -28,7 +29,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 from cost_tables import scaling_table  # noqa: E402
 from plain_errors import in_a_sentence  # noqa: E402
-from provenance import measured_on, refuse_other_result  # noqa: E402
+from provenance import measured_on, refuse_other_picture, refuse_other_result  # noqa: E402
 from record import commit  # noqa: E402
 from timed_run import timed_run  # noqa: E402
 
@@ -100,6 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Measure every point that is not there yet; print exponents, draw and write."""
     options = parse(arguments)
     refuse_other_result(options.out, SCHEMA)
+    refuse_other_picture(options.plot)
     device = resolve_device(options.device)
     chosen = options.axes or list(AXES)
     points: dict[tuple[str, int], list[dict[str, float]]] = {}
@@ -240,8 +242,11 @@ def plot(result: Mapping[str, Any], path: Path) -> None:
             panel.plot(row["sizes"], middles, "o-", label=f"{row['step']}{slope}")
         panel.set(xscale="log", yscale="log", xlabel=name, ylabel="s")
         panel.set_xticks(row["sizes"], [str(size) for size in row["sizes"]], minor=False)
-        panel.minorticks_off()
-        panel.legend(fontsize=8)
+        panel.xaxis.minorticks_off()
+        panel.yaxis.set_minor_locator(LogLocator(subs=[2, 5]))
+        panel.yaxis.set_major_formatter("{x:g}")
+        panel.yaxis.set_minor_formatter("{x:g}")
+        panel.legend(fontsize=8, ncols=2, loc="lower left", bbox_to_anchor=(0, 1))
     for panel in panels[len(names) :]:
         panel.set_axis_off()
     with replacing(path) as temporary:

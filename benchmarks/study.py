@@ -66,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     guess = Guess(options.tflops, options.step_ms)
     if options.estimate:
         rates = Rates.read(options.out and options.out / "rates.json", name, or_only=True)
-        print(f"{plan.title}, on {rates.device}\n")
+        print(f"{plan.title}{f', on {rates.device}' if rates.learnt else ''}\n")
         foreseen = foresee(jobs, work_of_jobs(jobs, plan.data, folders), rates, guess)
         print(estimate_table(jobs, foreseen, guess))
         return

@@ -145,6 +145,6 @@ def estimate_table(jobs: Iterable[Job], foreseen: Mapping[str, Foreseen], guess:
     return (
         table(["row", "minutes", "by step", "rests on"], lines)
         + f"\n\nWhere nothing was measured, {guess.tflops:g} TFLOP/s and at least "
-        f"{guess.step_milliseconds:g} ms a batch are assumed, not measured. Steps that an earlier "
-        "row makes count there."
+        f"{guess.step_milliseconds:g} ms a batch are assumed: of a GPU, by default; say what yours "
+        "has by --tflops and --step-ms. Steps that an earlier row makes count there."
     )

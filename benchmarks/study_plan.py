@@ -272,7 +272,8 @@ def _checked(section: Any, settings: Any, where: str) -> Any:
     try:
         return section.model_validate(settings)
     except ValidationError as error:
-        first = error.errors()[0]
+        # Before what is missing, as that may be misspelt.
+        first = min(error.errors(), key=lambda each: each["type"] != "extra_forbidden")
         key = ".".join(map(str, first["loc"]))
         message = first["msg"].removeprefix("Value error, ")
         if first["type"] == "extra_forbidden":

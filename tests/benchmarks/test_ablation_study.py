@@ -225,6 +225,35 @@ def test_a_result_of_something_else_is_not_replaced(text: str, said: str, tmp_pa
     assert result.read_text() == text and not (tmp_path / "out").exists()
 
 
+def test_a_result_of_more_runs_is_not_replaced_by_one_of_fewer(tmp_path: Path):
+    study, result = written(tmp_path / "study.yaml"), tmp_path / "result.json"
+    text = '{"schema": "scdd ablation 1", "study": "study", "n": 3}'
+    result.write_text(text)
+    words = ["--out", str(tmp_path / "out"), "--result", str(result), "--device", "cpu"]
+    with pytest.raises(ConfigError, match=r"is of 3 runs an arm, and 1 would be left; give"):
+        ablations.main([str(study), *words])
+    assert result.read_text() == text and not (tmp_path / "out").exists()
+
+
+def test_other_settings_in_a_folder_are_told_without_an_option_that_a_study_does_not_have(
+    copied_run: Path, tmp_path: Path
+):
+    run = tmp_path / "out" / "one-0"
+    run.parent.mkdir()
+    copied_run.rename(run)
+    changes = {"set": [*TINY["set"], "recover.lr=0.3"], "arms": [{"name": "one"}, {"name": "b"}]}
+    study = written(tmp_path / "study.yaml", **changes)
+    with pytest.raises(ConfigError, match=rf"; a study has no --redo: move {run} away for it$"):
+        ablations.main([str(study), "--out", str(run.parent), "--device", "cpu"])
+
+
+def test_a_misspelt_key_is_named_before_the_one_that_is_missing_for_it(tmp_path: Path):
+    path = tmp_path / "s.yaml"
+    path.write_text(json.dumps({"titel": "T"} | {k: v for k, v in TINY.items() if k != "title"}))
+    with pytest.raises(ConfigError, match="titel: unknown key; known: title"):
+        read_study(path)
+
+
 def test_what_an_arm_shares_with_another_is_taken_over_and_the_rest_is_not(
     copied_run: Path, tmp_path: Path
 ):

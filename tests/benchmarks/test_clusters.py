@@ -106,6 +106,24 @@ def test_real_images_come_from_train_as_many_as_the_file_has(tmp_path: Path):
         clusters.real_images(root, Path("x"), facts | {"classes": ["a", "b", "c"]}, 2, 5)
 
 
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("README.md", "README.md: pictures are PNG; choose a name that ends in .png"),
+        ("notes.png", "notes.png: is no picture; choose another name"),
+        ("notes.png/c.png", "cannot be written to; choose another folder"),
+    ],
+)
+def test_what_is_no_picture_is_not_replaced(name: str, said: str, tmp_path: Path):
+    for path in (tmp_path / "README.md", tmp_path / "notes.png"):
+        path.write_text("words")
+    words = ["x.h5", "--teacher", "t.safetensors", "--out", str(tmp_path / name)]
+    with pytest.raises(UserError) as caught:
+        clusters.main(words)
+    assert said in str(caught.value)
+    assert {path.read_text() for path in tmp_path.iterdir()} == {"words"}
+
+
 def test_a_teacher_of_other_classes_is_refused(finished_run: FinishedRun):
     path = finished_run.path / "distilled.h5"
     with pytest.raises(UserError, match="is of other classes or another image size than"):

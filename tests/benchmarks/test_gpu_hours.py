@@ -116,6 +116,13 @@ def test_what_cannot_be_measured_is_said_before_anything_runs(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("scale", ["0", "-1", "nan", "inf"])
+def test_a_scale_that_is_none_is_refused(scale: str, capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit):
+        gpu_hours.main(["digits", "--scale", scale])
+    assert f"argument --scale: {scale} is not above 0" in capsys.readouterr().err
+
+
 def test_a_run_with_other_settings_is_not_compared(finished_run: FinishedRun):
     cfg = load_config("digits", tiny_run.overrides(recover__iterations=5))
     with pytest.raises(ConfigError, match=r"recover\.iterations = 4, but .* 5; give the same"):

@@ -328,7 +328,9 @@ def test_an_estimate_without_a_folder_reads_no_rates(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "rates.json").write_text("of something else")
     command.main([str(written(tmp_path / "p", TEACHER)), "--estimate", "--device", "cpu"])
-    assert "assumed: squeeze, probe" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert printed.startswith("Tiny\n"), "no device of which nothing is known"
+    assert "assumed: squeeze, probe" in printed and "of a GPU, by default" in printed
 
 
 @pytest.mark.parametrize(
