@@ -179,6 +179,12 @@ def _pairs_fit(baseline: Path, header: Header, file: Path) -> None:
             f"{baseline}: holds no representations of the same length, or images of another size "
             f"or normalisation than {file}; give a baseline of the same run"
         )
+    ours, theirs = ((about.teacher or {}).get("weights") for about in (header, other))
+    if ours != theirs and None not in (ours, theirs):
+        raise FormatError(
+            f"{baseline}: holds representations of another network than {file}; give a baseline of "
+            "the same run"
+        )
 
 
 def _space(header: Header) -> tuple[object, ...]:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from scdd.config.condense_pairs import ApproximationConfig
 from scdd.distilled.factored import Approximation
+from scdd.errors import RunError
 from scdd.training import cosine, set_lr
 
 
@@ -36,6 +37,9 @@ def fit_approximation(
         own: target coefficients [m, V] of the images as they are.
         turned: [A, m, V] of the turned views.
         draw: on the CPU, for the first layers.
+
+    Raises:
+        RunError: if their weights stop being finite.
     """
     shifts = turned.detach() - own.detach()
     views, _, width = shifts.shape
@@ -57,6 +61,11 @@ def fit_approximation(
         optimizer.step()
     w0, b0, w1, b1 = (tensor.detach() for tensor in weights)
     networks = Approximation(w0 / before, b0, w1 * after, b1 * after)
+    if not all(bool(part.isfinite().all()) for part in networks):
+        raise RunError(
+            "condense_pairs: the approximation networks hold values that are no numbers; lower "
+            f"condense_pairs.approximate.lr (now {cfg.lr:g}) and run the same command again"
+        )
     predicted = _shifts(networks, own.detach())
     return Fitted(
         networks,

@@ -196,18 +196,29 @@ def _changed(settings: dict[str, Any], overrides: Sequence[tuple[str, str]]) -> 
     """Apply overrides, each given with how the user wrote it.
 
     Only the outcome has to be right, as keys may need each other; where it is not, the first
-    override that made it so is named.
+    override is named after which the same was wrong.
     """
     before = copy.deepcopy(settings)
     for override, _ in overrides:
         _apply(settings, override)
     try:
         return RunConfig.model_validate(settings)
-    except ValidationError:
+    except ValidationError as error:
+        wrong = _sentence(error)
         for override, written in overrides:
             _apply(before, override)
-            check(before, f"--set {written}")
+            if _fault(before) == wrong:
+                raise ConfigError(f"--set {written}: {wrong}") from None
         raise
+
+
+def _fault(settings: dict[str, Any]) -> str | None:
+    """What is wrong with settings, if anything is."""
+    try:
+        RunConfig.model_validate(settings)
+    except ValidationError as error:
+        return _sentence(error)
+    return None
 
 
 def _recipe(cfg: RunConfig) -> dict[str, Any]:

@@ -8,6 +8,8 @@ are kept beside their approximation, to measure what it costs, are on no bill.
 
 from typing import NamedTuple
 
+from scdd.tables import counted
+
 CHANNELS = 3
 
 
@@ -86,7 +88,7 @@ def describe_bill(sizes: Sizes, budget_n: int) -> str:
     """Say in a line what a set takes of its budget."""
     taken = storage_floats(sizes)
     budget = budget_floats(budget_n, sizes.image_size, sizes.target_dim)
-    parts = f"{sizes.pairs} pairs"
+    parts = counted(sizes.pairs, "pair")
     if sizes.image_bases or sizes.target_bases:
         parts += f", {sizes.image_bases} image and {sizes.target_bases} target bases"
     if sizes.approximations:

@@ -83,7 +83,14 @@ def finetune(
             advance(f"fine-tuning step {done}/{cfg.iterations}")
             if save:
                 checkpoint.save_parts(parts, done)
-    return net.eval()
+    seen = train.read(torch.arange(batch)).to(device).float() / 255
+    with torch.no_grad():
+        if not bool(net.eval()(normalise(seen, train.mean, train.std)).isfinite().all()):
+            raise RunError(
+                "finetune: after the last step the outputs of the network are no numbers; lower "
+                f"the learning rate of fine-tuning (now {cfg.lr:g})"
+            )
+    return net
 
 
 def _views(

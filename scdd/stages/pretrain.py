@@ -126,13 +126,26 @@ def linear_probe(
     """Accuracy on `val` of a linear classifier fitted on features of the whole images of `train`.
 
     Features are in eval mode and computed once.
+
+    Raises:
+        RunError: if features or classifier are not finite.
     """
     trunk = trunk.to(device).eval()
     known, labels = features(trunk, train, device), train.labels.to(device)
+    if not bool(known.isfinite().all()):
+        raise RunError(
+            "linear probe: the features of the network are no numbers, so its pre-training has "
+            "diverged; lower the learning rate of pre-training"
+        )
     if cfg.solver == "lbfgs":
         weight, bias = fit_linear(known, labels, len(train.classes), cfg.l2, cfg.iterations)
     else:
         weight, bias = _fit_sgd(cfg, known, labels, len(train.classes), seed)
+    if not bool(weight.isfinite().all() and bias.isfinite().all()):
+        raise RunError(
+            f"linear probe: the classifier by {cfg.solver} is no number; lower the learning rate "
+            f"of the probe (now {cfg.lr:g}), or that of pre-training if it is lbfgs"
+        )
     classifier = nn.Linear(known.shape[1], len(train.classes), device=device)
     classifier.load_state_dict({"weight": weight, "bias": bias})
     return evaluate(nn.Sequential(trunk, classifier), val, device)

@@ -51,11 +51,18 @@ def run_condense_pairs(context: Context, step: str) -> tuple[str, ...]:
         partial(context.run.log, step),
     )
     start, end = made.losses
-    say(f"  outer loss of new models: {start:.3g} -> {end:.3g} ({1 - end / start:.0%} less)")
+    changed = f"{abs(1 - end / start):.0%} {'less' if end <= start else 'more'}"
+    say(f"  outer loss of new models: {start:.3g} -> {end:.3g} ({changed})")
+    if end > start:
+        say("  note: learning has made the pairs worse; lower condense_pairs.lr or take more steps")
     context.run.log(step, judged_start=start, judged_end=end)
     if made.explained:
         shares = ", ".join(f"{share:.2f}" for share in made.explained)
         say(f"  the networks explain of what turning does to targets (R^2): {shares}")
+        if min(made.explained) < 0:
+            say(
+                "  note: their predictions are worse than none; lower condense_pairs.approximate.lr"
+            )
         context.run.log(step, explained=made.explained)
     header = pair_header(context, made.pairs, context.cfg.method, cfg.budget_n)
     write_pairs(folder / FILE, header, made.pairs)

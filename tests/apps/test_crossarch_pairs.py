@@ -5,6 +5,7 @@ import json
 import shutil
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 from PIL import Image
 
 from scdd.config.condense_pairs import PretrainConfig
-from scdd.distilled import RepresentationDataset, write_pairs
+from scdd.distilled import RepresentationDataset, read_header, write_pairs
 from scdd.errors import FormatError
 from scdd.progress import Bar
 from scdd.stages import pretrain as stage
@@ -108,7 +109,7 @@ def test_a_file_without_a_run_is_compared_with_what_there_is(
     assert done.returncode == 0, done.stderr
     first, random_real, labels, untrained = cells(done.stdout)
     assert float(first[-1]) >= 0 and float(untrained[-1]) >= 0
-    assert random_real[-1] == labels[-1] == "n/a (no --baseline)"
+    assert random_real[-1] == labels[-1] == "n/a (no random_real.h5)"
 
 
 def test_a_baseline_whose_classes_nobody_knows_is_learnt_by_its_representations_alone(
@@ -266,7 +267,21 @@ def test_a_baseline_of_another_backbone_is_left_out_and_said(
     write_pairs(tmp_path / "random_real.h5", header_for(parts, method="random"), parts)
     done = apps("crossarch", tmp_path / "distilled.h5", *NARROW, "--data", real_folder)
     assert done.returncode == 0 and "left out: " in done.stdout
-    assert cells(done.stdout)[1][-1] == "n/a (no --baseline)"
+    assert cells(done.stdout)[1][-1] == "n/a (no random_real.h5)"
+
+
+def test_a_baseline_of_another_network_of_the_same_size_is_refused(pair_run: Path, tmp_path: Path):
+    mine, theirs = pair_run / "random_real.h5", tmp_path / "random_real.h5"
+    header = read_header(mine)
+    about = {**(header.teacher or {}), "weights": "0" * 64}
+    parts = RepresentationDataset.open(mine).parts
+    write_pairs(theirs, replace(header, teacher=about), parts)
+    with pytest.raises(
+        FormatError, match=r"random_real\.h5: holds representations of another netw"
+    ):
+        find_inputs(
+            pair_run / "distilled.h5", None, theirs, False, None, "crossarch", represented=True
+        )
 
 
 def test_the_published_numbers_of_boost_stand_beside_files_of_its_setting_alone():

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from scdd.bilevel.approximation import fit_approximation
 from scdd.config.condense_pairs import ApproximationConfig
+from scdd.errors import RunError
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
@@ -35,6 +36,11 @@ def test_before_any_step_nothing_is_shifted():
     own = random(20, 6)
     found = fit(own, random(2, 20, 6, seed=1), steps=1, lr=1e-12)
     assert shifts(found.networks, own).abs().max() < 1e-6
+
+
+def test_networks_that_diverge_are_refused_in_one_sentence():
+    with pytest.raises(RunError, match=r"lower condense_pairs\.approximate\.lr \(now 1e\+20\)"):
+        fit(random(20, 6), random(2, 20, 6, seed=1), lr=1e20)
 
 
 def test_a_shift_of_low_rank_is_learnt_to_the_end():

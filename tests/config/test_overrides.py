@@ -27,6 +27,14 @@ def test_set_opens_a_section_that_the_file_leaves_out(write):
     assert real_start is not None and real_start.lr == 0.01
 
 
+def test_the_override_is_named_after_which_the_same_was_wrong():
+    raw, still = "condense_pairs.parameterisation=raw", "condense_pairs.rotations=false"
+    said = refusal("digits_boost", [raw, still])
+    assert said.startswith(f"--set {still}: condense_pairs: approximation is true, but rotations")
+    assert refusal("digits_boost", [raw]).startswith(f"--set {raw}: ")
+    assert refusal("digits_boost", ["seed=1", "seed=x", "threads=1"]).startswith("--set seed=x: ")
+
+
 def test_set_null_takes_an_optional_section_or_value_away():
     assert load_config(None).recover_real is not None
     assert load_config(None, ["recover_real=null"]).recover_real is None

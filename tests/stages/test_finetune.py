@@ -106,3 +106,5 @@ def test_fewer_images_than_a_batch_are_a_batch():
 def test_a_diverging_training_ends_in_one_sentence():
     with pytest.raises(RunError, match=r"^finetune: the loss is .*; lower the learning rate"):
         finetune(config(lr=1e30), trunk(), source(), 0, CPU)
+    with pytest.raises(RunError, match=r"^finetune: after the last step .*; lower the learning"):
+        finetune(config(lr=1e30, iterations=1), trunk(), source(), 0, CPU)

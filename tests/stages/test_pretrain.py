@@ -89,6 +89,19 @@ def test_a_diverging_training_ends_in_one_sentence():
         pretrain(config(lr=1e20), *pairs(), 0, CPU)
 
 
+def test_a_network_that_diverged_in_its_last_step_has_no_score():
+    net: Any = pretrain(config(lr=1e20, epochs=1, batch=64), *pairs(8), 0, CPU)
+    with pytest.raises(RunError, match=r"^linear probe: .*; lower the learning rate of pre-train"):
+        linear_probe(LinearProbeConfig(), net.trunk, source(20), source(20), 0, CPU)
+
+
+def test_a_probe_that_diverges_has_no_score():
+    trunk: Any = new_network("convnet_krr_w32", SIZE, DIM, 0).trunk
+    cfg = LinearProbeConfig(solver="sgd", iterations=20, lr=3e38, momentum=0.99)
+    with pytest.raises(RunError, match=r"^linear probe: the classifier by sgd .*lower the learn"):
+        linear_probe(cfg, trunk, source(40), source(40), 0, CPU)
+
+
 @pytest.mark.parametrize("solver", ["sgd", "lbfgs"])
 def test_the_linear_probe_is_as_good_as_that_of_scikit_learn(solver: str):
     train, val = source(200), source(200, seed=1)

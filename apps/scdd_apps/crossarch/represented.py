@@ -43,7 +43,7 @@ DEFAULT_ARCHS = ("convnet_krr", "vgg11", "resnet18", "alexnet", "mobilenet", "vi
 MEASURED = ("top1", "top5", "parameters", "macs", "stem", "steps", "seconds", "pairs")
 RANDOM = "random real"
 LABELS = f"{RANDOM}, class labels"
-NO_BASELINE, NO_CLASSES = "n/a (no --baseline)", "n/a (no classes)"
+NO_BASELINE, NO_CLASSES = "n/a (no random_real.h5)", "n/a (no classes)"
 SAME_PIXEL = 1e-2
 """Of normalised images, beyond what storing them changes."""
 
