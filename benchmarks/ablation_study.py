@@ -8,11 +8,11 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, Literal, Self
 
-from pydantic import Field, PositiveInt, ValidationError, model_validator
+from checked import checked
+from pydantic import Field, PositiveInt, model_validator
 
 from scdd.config.load import read_yaml
 from scdd.config.section import Section
-from scdd.errors import ConfigError
 
 
 class Arm(Section):
@@ -80,18 +80,7 @@ def read_study(path: Path) -> Study:
     Raises:
         ConfigError: if it cannot be read, or a key is unknown or wrong.
     """
-    try:
-        return Study.model_validate(read_yaml(path))
-    except ValidationError as error:
-        # Before what is missing, as that may be misspelt.
-        first = min(error.errors(), key=lambda each: each["type"] != "extra_forbidden")
-        key = ".".join(map(str, first["loc"]))
-        message = first["msg"].removeprefix("Value error, ")
-        if first["type"] == "extra_forbidden":
-            message = (
-                f"unknown key; known: {', '.join((Arm if '.' in key else Study).model_fields)}"
-            )
-        raise ConfigError(f"{path}: {key + ': ' if key else ''}{message}") from None
+    return checked(Study, read_yaml(path), f"{path}: ", inner=Arm)
 
 
 def paired(differences: Sequence[float]) -> dict[str, Any]:

@@ -59,10 +59,13 @@ def ablation_table(result: Mapping[str, Any]) -> str:
 
 def _each(config: Mapping[str, Any]) -> tuple[str, str]:
     """What is trained in a run to score it, and the room that its images take."""
-    if config.get("condense_pairs") and config.get("pretrain"):
-        networks = counted(config["pretrain"]["seeds"], "network")
-        return networks, f"N = {config['condense_pairs']['budget_n']}"
-    return counted(config["posttrain"]["seeds"], "student"), f"ipc {config['ipc']}"
+    pretrain, pairs = config.get("pretrain"), config.get("condense_pairs")
+    return (
+        counted(pretrain["seeds"], "network")
+        if pretrain
+        else counted(config["posttrain"]["seeds"], "student"),
+        f"N = {pairs['budget_n']}" if pairs else f"ipc {config['ipc']}",
+    )
 
 
 def difference(of: Mapping[str, Any]) -> str:

@@ -23,7 +23,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 from ablation_study import Arm, Study, differences, read_study  # noqa: E402
 from ablation_table import ablation_table  # noqa: E402
-from plain_errors import in_a_sentence  # noqa: E402
+from plain_errors import in_a_sentence, without_redo  # noqa: E402
 from provenance import measured_on, refuse_other_result, without_paths  # noqa: E402
 from scores import check_score, top1_of  # noqa: E402
 from shared_steps import facts_of, share_steps  # noqa: E402
@@ -31,7 +31,7 @@ from shared_steps import facts_of, share_steps  # noqa: E402
 from scdd.config.load import load_config, read_run_config  # noqa: E402
 from scdd.config.run import RunConfig  # noqa: E402
 from scdd.device import resolve_device  # noqa: E402
-from scdd.errors import ConfigError, RunError, UserError  # noqa: E402
+from scdd.errors import ConfigError, RunError, StaleStep  # noqa: E402
 from scdd.files import write_json  # noqa: E402
 from scdd.pipeline import distill, plan  # noqa: E402
 from scdd.progress import say  # noqa: E402
@@ -163,10 +163,8 @@ def finished_row(
         share_steps(cfg, run)
         try:
             distill(cfg, run, device)
-        except UserError as error:
-            if "--redo" not in str(error):
-                raise
-            raise ConfigError(f"{error}; a study has no --redo: move {run} away for it") from error
+        except StaleStep as error:
+            raise ConfigError(without_redo(error, run)) from error
         row = {"arm": arm.name, "seed": seed, **facts_of(cfg, run)}
         write_json(record, row)
     scores = [top1_of(row["students"], score) for score in arm.scores or study.scores]

@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 from record import commit  # noqa: E402
-from tables import EVIDENCE_OUTCOMES, EVIDENCE_PREDICTORS, evidence_table  # noqa: E402
+from tables_of_measurements import EVIDENCE_OUTCOMES, EVIDENCE_PREDICTORS, evidence_table  # noqa: E402
 
 from scdd.bn_report import batchnorm_layers, channel_statistics  # noqa: E402
 from scdd.checkpoint import load_weights  # noqa: E402

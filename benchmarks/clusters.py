@@ -33,7 +33,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 from plain_errors import in_a_sentence  # noqa: E402
 from provenance import measured_on, refuse_other_picture, refuse_other_result  # noqa: E402
 from record import commit  # noqa: E402
-from tables import clusters_table, two_digits  # noqa: E402
+from tables_of_measurements import clusters_table, two_digits  # noqa: E402
 
 from scdd.augment import normalise  # noqa: E402
 from scdd.checkpoint import fill, load_weights  # noqa: E402

@@ -40,7 +40,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 from record import commit, without_folder  # noqa: E402
-from tables import label_table  # noqa: E402
+from tables_of_measurements import label_table  # noqa: E402
 
 from scdd.config.load import check, read_run_config  # noqa: E402
 from scdd.config.run import RunConfig  # noqa: E402

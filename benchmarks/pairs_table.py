@@ -4,7 +4,7 @@ from typing import Any
 
 from scdd.config.condense_pairs import PretrainConfig
 from scdd.progress import duration
-from scdd.tables import counted, mean_sd, size, table
+from scdd.tables import change, counted, mean_sd, size, table
 
 
 def pairs_table(result: dict[str, Any]) -> str:
@@ -57,5 +57,5 @@ def _fall(losses: dict[str, float]) -> str:
     if not losses:
         return ""
     start, end = losses["start"], losses["end"]
-    share = 100 * (1 - end / start)
-    return f" Outer loss of new models before {start:.3g}, after {end:.3g} ({share:.0f} % less)."
+    said = f"before {start:.3g}, after {end:.3g} ({change(start, end)})"
+    return f" Outer loss of new models {said}."

@@ -3,9 +3,10 @@
 import signal
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from types import FrameType
 
-from scdd.errors import OutOfTime, RunError, UserError
+from scdd.errors import OutOfTime, RunError, StaleStep, UserError
 
 STOPPED = "stopped: what is finished is kept; run the same command again"
 
@@ -43,6 +44,11 @@ def in_a_sentence(main: Callable[[], None]) -> None:
     except Terminated:
         print(STOPPED, file=sys.stderr)
         sys.exit(143)
+
+
+def without_redo(error: StaleStep, run: Path) -> str:
+    """What is said of a stale step by those who have no --redo, as `scdd distill` has."""
+    return f"{error} (here: move {run} away)"
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:

@@ -36,7 +36,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 from record import commit, without_folder  # noqa: E402
 from reference_recovery import MEAN, STD, reference, reference_losses, watched  # noqa: E402
 from roofline import by_kind, ceilings, flops_of, values_of, wait  # noqa: E402
-from tables import recover_table  # noqa: E402
+from tables_of_measurements import recover_table  # noqa: E402
 
 from scdd.config.recover import RecoverConfig  # noqa: E402
 from scdd.device import resolve_device, uses_bf16  # noqa: E402

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
+from plain_errors import without_redo
 from provenance import measured_on, without_paths
 from rates import Rates
 from record import commit, record_app
@@ -21,7 +22,7 @@ from study_scripts import GRACE_SECONDS, SCRIPTS, app_command, run_process, scri
 
 from scdd.config.run import RunConfig
 from scdd.deadline import Deadline
-from scdd.errors import DiskFull, OutOfTime, RunError, UserError
+from scdd.errors import DiskFull, OutOfTime, RunError, StaleStep, UserError
 from scdd.estimate import Work
 from scdd.files import NO_SPACE, refuse_if_full
 from scdd.pipeline import distill
@@ -71,10 +72,10 @@ def attempt(study: Study, job: Job, tight: bool) -> Outcome:
         return _attempt_run(study, job, job.cfg, tight)
     except DiskFull:
         raise
+    except StaleStep as error:
+        study.folder.fail(job, without_redo(error, study.folder.run(job)))
     except (UserError, RunError) as error:
-        # Of `scdd distill`, which has such an option.
-        here = f" (here: move {study.folder.run(job)} away)" if "--redo" in str(error) else ""
-        study.folder.fail(job, f"{error}{here}")
+        study.folder.fail(job, str(error))
     except Exception as error:  # Whatever is wrong with one row, the others can be made.
         if isinstance(error, OSError):
             refuse_if_full(study.folder.path, error)

@@ -11,12 +11,12 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self
 
+from checked import checked
 from pydantic import (
     Field,
     NonNegativeFloat,
     PositiveFloat,
     PositiveInt,
-    ValidationError,
     model_validator,
 )
 from scores import check_score, top1_of
@@ -190,7 +190,7 @@ def read_plan(path: Path) -> Plan:
     if not isinstance(rows, list):
         raise ConfigError(f"{path}: rows: wants a list of rows")
     settings = {**settings, "rows": [_row(path, number, row) for number, row in enumerate(rows)]}
-    return _checked(Plan, settings, f"{path}: ")
+    return checked(Plan, settings, f"{path}: ")
 
 
 def jobs_of(path: Path, study: Plan, folders: Mapping[str, Path]) -> list[Job]:
@@ -265,18 +265,4 @@ def _row(path: Path, number: int, settings: Any) -> AnyRow:
     kinds = [key for key in KINDS if isinstance(settings, dict) and key in settings]
     if len(kinds) != 1:
         raise ConfigError(f"{where}wants one of the keys {', '.join(KINDS)}")
-    return _checked(KINDS[kinds[0]], settings, where)
-
-
-def _checked(section: Any, settings: Any, where: str) -> Any:
-    try:
-        return section.model_validate(settings)
-    except ValidationError as error:
-        # Before what is missing, as that may be misspelt.
-        first = min(error.errors(), key=lambda each: each["type"] != "extra_forbidden")
-        key = ".".join(map(str, first["loc"]))
-        message = first["msg"].removeprefix("Value error, ")
-        if first["type"] == "extra_forbidden":
-            known = f"; known: {', '.join(section.model_fields)}" if len(first["loc"]) == 1 else ""
-            message = f"unknown key{known}"
-        raise ConfigError(f"{where}{key + ': ' if key else ''}{message}") from None
+    return checked(KINDS[kinds[0]], settings, where)

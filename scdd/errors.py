@@ -9,6 +9,10 @@ class ConfigError(UserError):
     """A configuration file, a `--set` or an option is wrong."""
 
 
+class StaleStep(ConfigError):
+    """A step of a run directory was made with or from something else, or its files are gone."""
+
+
 class DataError(UserError):
     """An image folder or dataset cannot be used."""
 

@@ -13,7 +13,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from scdd.errors import ConfigError, UserError
+from scdd.errors import StaleStep, UserError
 from scdd.files import link_or_copy, refuse_if_full, sha256_of, write_json
 
 PACKAGES = ("torch", "torchvision", "timm", "h5py", "numpy", "pydantic", "torch-pruning")
@@ -90,7 +90,7 @@ class RunDirectory:
         """Refuse a step, whole or half, that was made with other settings.
 
         Raises:
-            ConfigError: with the first key that differs, its old and its new value.
+            StaleStep: with the first key that differs, its old and its new value.
         """
         before = self._begun(step)
         if before is None:
@@ -98,7 +98,7 @@ class RunDirectory:
         old, new = _flat(before["settings"]), _flat(json.loads(json.dumps(settings)))
         for key in sorted(old.keys() | new.keys()):
             if old.get(key) != new.get(key):
-                raise ConfigError(
+                raise StaleStep(
                     f"{self.path}: step '{step}' was made with {key} = {_show(old.get(key))}, now "
                     f"it is {_show(new.get(key))}; redo it with --redo {step}, or choose another "
                     "--out"
@@ -108,14 +108,14 @@ class RunDirectory:
         """Refuse a step, whole or half, that was made from other files.
 
         Raises:
-            ConfigError: naming the input that has changed.
+            StaleStep: naming the input that has changed.
         """
         before = self._begun(step)
         if before is None:
             return
         for name in sorted(before["inputs"].keys() | inputs.keys()):
             if before["inputs"].get(name) != inputs.get(name):
-                raise ConfigError(
+                raise StaleStep(
                     f"{self.path}: step '{step}' was made from another {name} than is there now; "
                     f"redo it with --redo {step}, or choose another --out"
                 )
@@ -124,11 +124,11 @@ class RunDirectory:
         """Refuse a finished step whose files are gone.
 
         Raises:
-            UserError: naming the first that is missing.
+            StaleStep: naming the first that is missing.
         """
         for name in done["outputs"]:
             if not (self.path / step / name).exists():
-                raise UserError(
+                raise StaleStep(
                     f"{self.path / step / name}: is gone, though step '{step}' was finished; make "
                     f"it again with --redo {step}"
                 )

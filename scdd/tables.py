@@ -36,6 +36,12 @@ def counted(count: int, what: str) -> str:
     return f"{count} {what}" if count == 1 else f"{count} {what}s"
 
 
+def change(before: float, after: float) -> str:
+    """How much less or more something has become: `39 % less`."""
+    share = 100 * (after / before - 1)
+    return f"{abs(share):.0f} % {'less' if share <= 0 else 'more'}"
+
+
 def size(count: float) -> str:
     """Bytes for people: `812 B`, `3.4 MB`, powers of 1000."""
     for unit in ("B", "kB", "MB", "GB"):

@@ -21,6 +21,7 @@ from scdd.run import versions
 from scdd.stages.condense_pairs import condense_pairs
 from scdd.steps.context import Context, check_later_steps, teacher_record
 from scdd.steps.pair_sizes import plan_pairs
+from scdd.tables import change
 
 BACKBONE = Path("squeeze", "backbone.safetensors")
 FILE, BASELINE_FILE = "distilled.h5", "random_real.h5"
@@ -51,8 +52,7 @@ def run_condense_pairs(context: Context, step: str) -> tuple[str, ...]:
         partial(context.run.log, step),
     )
     start, end = made.losses
-    changed = f"{abs(1 - end / start):.0%} {'less' if end <= start else 'more'}"
-    say(f"  outer loss of new models: {start:.3g} -> {end:.3g} ({changed})")
+    say(f"  outer loss of new models: {start:.3g} -> {end:.3g} ({change(start, end)})")
     if end > start:
         say("  note: learning has made the pairs worse; lower condense_pairs.lr or take more steps")
     context.run.log(step, judged_start=start, judged_end=end)

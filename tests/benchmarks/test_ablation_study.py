@@ -243,7 +243,7 @@ def test_other_settings_in_a_folder_are_told_without_an_option_that_a_study_does
     copied_run.rename(run)
     changes = {"set": [*TINY["set"], "recover.lr=0.3"], "arms": [{"name": "one"}, {"name": "b"}]}
     study = written(tmp_path / "study.yaml", **changes)
-    with pytest.raises(ConfigError, match=rf"; a study has no --redo: move {run} away for it$"):
+    with pytest.raises(ConfigError, match=rf"--redo \w+, .* \(here: move {run} away\)$"):
         ablations.main([str(study), "--out", str(run.parent), "--device", "cpu"])
 
 
